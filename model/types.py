@@ -3,7 +3,7 @@
 Conventions, everywhere in Scenelift:
     axes        OpenCV: x right, y down, z forward; poses are camera_to_world, world = the reference camera's frame
     pixels      a W x H image spans [0, W] x [0, H] with its corner at (0, 0): pixel (row i, column j) has its centre at
-                (j + 0.5, i + 0.5), a centred principal point is (W / 2, H / 2), and K scales with the image (COLMAP's convention)
+                (j + 0.5, i + 0.5), a centred principal point is (W / 2, H / 2), and K scales with the image (COLMAP)
     scale       unknown: a reconstruction is right up to one positive factor
     shapes      N views, H x W the pointmaps' grid
 """
@@ -25,7 +25,7 @@ WORKING_SIDE = 1600
 """Long side in pixels, at most, of the upright copy of a photo that the geometry, the formats and exports work on."""
 
 Progress = Callable[[str, float], None]
-"""`progress(stage, fraction)`: the stage's name and its share done, 0 to 1. It may raise: that is how a job is cancelled."""
+"""`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
 
 
 class ReconstructionError(Exception):
@@ -116,7 +116,7 @@ class Prediction:
     gaussians: Gaussians | None = None
     """Where the network has them; else `model.fusion` sizes them from pixel footprints."""
     cameras: tuple[Camera | None, ...] | None = None
-    """One a view where the model knows them (None: that photo could not be placed); None: solve them from the points."""
+    """One a view where the model knows them (None inside: photo not placed); None: they are solved from the points."""
     low_confidence: bool = False
     """The model doubts the whole: to be said to the user, never to be handed out as sure."""
     warnings: tuple[str, ...] = ()
