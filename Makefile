@@ -1,0 +1,59 @@
+# Two commands matter: `make run` and `make test`. Each makes what it needs and does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test check format bench parity openapi test-gpu export clean
+.DEFAULT_GOAL := run
+
+# Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
+$(VENV)/serve.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Scenelift needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Scenelift (about a minute) ..."
+	@$(PIP) --editable ".[worker,spz]"
+	@touch $@
+
+# torch comes alone and pinned, with pip: an open range may answer with several GB of CUDA packages.
+$(VENV)/develop.stamp: pyproject.toml $(VENV)/serve.stamp
+	@echo "Installing what development and the tests need ..."
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable ".[worker,spz,torch,dev]"
+	@touch $@
+
+# Independent readers of our files, for the tests only; without Node those tests are skipped.
+tests/readers/node_modules/.package-lock.json: tests/readers/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/readers && npm ci --silent --no-audit --no-fund; \
+	else echo "npm is not here: the tests that read our files with Node programs are skipped"; fi
+
+run: $(VENV)/serve.stamp  ## start the whole service on http://127.0.0.1:8000
+	@$(BIN)/scenelift serve
+
+test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json  ## run every test
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/develop.stamp  ## lint, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/develop.stamp
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/develop.stamp  ## accuracy, latency, load and parity; figures in docs/
+	@$(BIN)/python -m bench.parity
+	@$(BIN)/python -m bench.accuracy
+	@$(BIN)/python -m bench.latency
+	@$(BIN)/python -m bench.load
+
+test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
+	@$(BIN)/python -m pytest -m gpu
+
+export: $(VENV)/develop.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine
+	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)"
+
+clean:
+	rm -rf $(VENV) tests/readers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
