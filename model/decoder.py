@@ -1,0 +1,87 @@
+"""Many views to one frame: multi-view blocks, and the fusion of several reference paths (MV-DUSt3R+, arXiv 2412.06974).
+
+Shapes: B scenes, M paths, N views, S tokens a view, C channels. In path m, view references[m] is the reference: it has
+blocks of its own. Slots are a path's views with its reference first. Paths and views are batched, and a view's keys and
+values are made once, whichever views read them: that is why a mask, not a copy of the memory, hides a view from itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.layers import NORM_EPS, DecoderBlock, Rope, other_groups_mask, rope_table
+
+
+def slot_order(reference: Tensor, views: int) -> tuple[Tensor, Tensor]:
+    """For references (M,), two (M, views): the view in each slot, the reference first, and the slot of each view."""
+    index = torch.arange(views, device=reference.device)
+    reference = reference[:, None]
+    view_of_slot = torch.where(index == 0, reference, index - (index <= reference).long())
+    slot_of_view = torch.where(index == reference, 0, index + (index < reference).long())
+    return view_of_slot, slot_of_view
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads, depth = config.decoder_width, config.decoder_heads, config.decoder_depth
+        self.head_width = width // heads
+        self.embed = nn.Linear(config.encoder_width, width)
+        self.reference_blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        fusions = depth if config.paths > 1 else 0
+        self.cross_reference_blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(fusions))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, tokens: Tensor, references: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Encoder tokens (B, N, S, C) to normed tokens of path 0, (B, N, S, C), views in the given order.
+
+        references: int64 (M,), references[0] = 0: the first view is the frame of the answer. M = 1 without fusion.
+        grid: rows and columns of a view's tokens.
+        """
+        x = self.embed(tokens)
+        rope = rope_table(*grid, self.head_width, x.device)
+        if not self.cross_reference_blocks:
+            mask = other_groups_mask(x.shape[1], x.shape[2], x.device)[x.shape[2] :]
+            for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
+                x = multi_view_layer(x, reference_block, block, rope, mask)
+        else:
+            x = self._fused_paths(x, references, rope)
+        return self.norm(x)
+
+    def _fused_paths(self, x: Tensor, references: Tensor, rope: Rope) -> Tensor:
+        """Embedded tokens (B, N, S, C) through all layers of M paths; path 0 of the last, (B, N, S, C)."""
+        batch, views, count, _ = x.shape
+        paths = references.shape[0]
+        view_of_slot, slot_of_view = slot_order(references, views)
+        path = torch.arange(paths, device=x.device)[:, None]
+        to_views = (path * views + slot_of_view).T.reshape(-1)  # (N * M): where (view, path) lies among (path, slot)
+        to_slots = (view_of_slot * paths + path).reshape(-1)  # (M * N): and the way back
+        other_views = other_groups_mask(views, count, x.device)[count:]
+        other_paths = other_groups_mask(paths, count, x.device)
+        x = x.index_select(1, view_of_slot.reshape(-1))
+        last = len(self.blocks) - 1
+        layers = zip(self.reference_blocks, self.blocks, self.cross_reference_blocks, strict=True)
+        for depth, (reference_block, block, fusion) in enumerate(layers):
+            x = x.reshape(batch * paths, views, count, -1)
+            x = multi_view_layer(x, reference_block, block, rope, other_views)
+            x = x.reshape(batch, paths * views, count, -1).index_select(1, to_views)
+            x = x.reshape(batch * views, paths, count, -1)
+            if depth == last:
+                x = fusion(x[:, :1], x[:, 1:], rope)
+            else:
+                x = fusion(x, x, rope, other_paths)
+                x = x.reshape(batch, views * paths, count, -1).index_select(1, to_slots)
+        return x.reshape(batch, views, count, -1)
+
+
+def multi_view_layer(x: Tensor, reference_block: nn.Module, block: nn.Module, rope: Rope, mask: Tensor) -> Tensor:
+    """One layer of one path a group, slots x (G, N, S, C): every view reads all others as they were before the layer.
+
+    mask: ((N - 1) * S, N * S), False where a view other than the reference would read itself.
+    """
+    reference = reference_block(x[:, :1], x[:, 1:], rope)
+    rest = block(x[:, 1:], x, rope, mask)
+    return torch.cat([reference, rest], dim=1)

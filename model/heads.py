@@ -1,0 +1,111 @@
+"""Tokens to pixels: points with confidence, and Gaussians."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import PATCH, ModelConfig
+
+SKIP_GAIN = 1e-4
+SCALE_GAIN = 0.1
+CONFIDENCE_LIMIT = 1e9
+"""Upper bound of a confidence: the exponential of a wild logit must not become infinite."""
+
+
+def to_pixels(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (n, S, k * 256), channels ordered (k, row, column), to an image (n, k, H, W)."""
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), PATCH)
+
+
+class ConvNorm(nn.Module):
+    """Convolution of equal size, then batch normalisation."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
+        self.norm = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Write every ConvNorm's normalisation into its convolution, in place: same answers in eval mode, less work."""
+    for child in module.modules():
+        if isinstance(child, ConvNorm):
+            child.conv = nn.utils.fuse_conv_bn_eval(child.conv, child.norm)
+            child.norm = nn.Identity()
+
+
+class PointHead(nn.Module):
+    """Points and confidence: a linear layer a patch, refined by a small CNN that sees the image."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.skip_channels
+        self.proj = nn.Linear(config.decoder_width, 4 * PATCH * PATCH)
+        self.skip_proj = nn.ModuleList(
+            [
+                ConvNorm(6, channels, 3),
+                ConvNorm(channels, channels, 5),
+                ConvNorm(channels, channels, 5),
+                ConvNorm(channels, 3, 3),
+            ]
+        )
+
+    def forward(self, tokens: Tensor, images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Tokens (n, S, C) and images (n, 3, H, W) to points (n, H, W, 3) and confidence (n, H, W) in [1, 1e9]."""
+        xyz, logit = to_pixels(self.proj(tokens), grid).split([3, 1], dim=1)
+        x = torch.cat([images, xyz], dim=1)
+        for layer in self.skip_proj[:-1]:
+            x = F.selu(layer(x))
+        xyz = xyz + SKIP_GAIN * self.skip_proj[-1](x)
+        norm = torch.linalg.vector_norm(xyz, dim=1, keepdim=True)
+        points = xyz / norm.clamp_min(1e-8) * torch.expm1(norm)
+        confidence = 1 + logit.squeeze(1).exp().clamp_max(CONFIDENCE_LIMIT - 1)
+        return points.permute(0, 2, 3, 1), confidence
+
+
+class GaussianHead(nn.Module):
+    """Shape, opacity and colour of one Gaussian a pixel, from the tokens alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.decoder_width, config.gaussian_width
+
+        def mlp(channels: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels * PATCH**2, bias=False)
+            )
+
+        self.norm = nn.LayerNorm(width)  # eps 1e-5, unlike the rest of the network
+        self.colour = mlp(3)
+        self.opacity = mlp(1)
+        self.scale = mlp(3)
+        self.rotation = mlp(4)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (n, S, C) to scale (n, H, W, 3) of either sign, unit rotation w x y z (n, H, W, 4), opacity (n, H, W)
+        in [0, 1] and colour (n, H, W, 3), unbounded."""
+        x = self.norm(tokens)
+        scale, rotation, opacity, colour = (
+            to_pixels(mlp(x), grid).permute(0, 2, 3, 1)
+            for mlp in (self.scale, self.rotation, self.opacity, self.colour)
+        )
+        rotation = rotation / torch.linalg.vector_norm(rotation, dim=-1, keepdim=True).clamp_min(1e-5)
+        return SCALE_GAIN * scale, rotation, opacity.squeeze(-1).sigmoid(), colour
+
+
+class Head(nn.Module):
+    """All that is read from one view's tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.points = PointHead(config)
+        self.gaussians = GaussianHead(config)
+
+    def forward(self, tokens: Tensor, images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Tokens (n, S, C), images (n, 3, H, W): points, confidence, scale, rotation, opacity, colour; (n, H, W, k)."""
+        return *self.points(tokens, images, grid), *self.gaussians(tokens, grid)

@@ -1,0 +1,142 @@
+"""What every network of the family is made of: patches, RoPE-2D, attention, MLP, pre-norm blocks.
+
+Shapes: G groups, V views in a group, S tokens a view, C channels, h heads of d = C / h channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import PATCH
+
+NORM_EPS = 1e-6
+ROPE_BASE = 100.0
+
+Rope = tuple[Tensor, Tensor]
+"""cos and sin, each (S, 1, 2, d / 4): of a token's row angles [:, :, 0] and column angles [:, :, 1]."""
+
+
+def rope_table(rows: int, columns: int, head_width: int, device: torch.device) -> Rope:
+    """Angles of RoPE-2D for a rows x columns grid of tokens, row-major (RoFormer, arXiv 2104.09864; CroCo v2).
+
+    The first half of a head turns with the token's row, the second with its column; frequency k of a half of
+    width d / 2 is 100^(-2k / (d / 2)).
+    """
+    half = head_width // 2
+    frequency = ROPE_BASE ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+    row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
+    column = torch.arange(columns, device=device)[None, :].expand(rows, columns)
+    position = torch.stack([row, column], dim=-1).reshape(rows * columns, 1, 2, 1)
+    angle = position * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn the heads x (..., S, h, d) by their tokens' positions."""
+    cos, sin = rope
+    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
+    return turned.flatten(-3).to(x.dtype)
+
+
+def other_groups_mask(count: int, tokens: int, device: torch.device) -> Tensor:
+    """(count * tokens, count * tokens) bool: True where a key's group differs from the query's own."""
+    group = torch.arange(count, device=device)[:, None].expand(count, tokens).reshape(-1)
+    return group[:, None] != group[None, :]
+
+
+class PatchEmbed(nn.Module):
+    """Images (n, 3, H, W) to tokens (n, S, C), row-major."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, PATCH, PATCH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Self-attention inside each view: x (..., S, C) to the same shape; all leading axes are batch."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        q, k, v = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k = rotate(q, rope), rotate(k, rope)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
+
+
+class CrossAttention(nn.Module):
+    """Attention of one set of views to another. Keys and values are made once a view, whoever reads them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projq = nn.Linear(width, width)
+        self.projk = nn.Linear(width, width)
+        self.projv = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
+        """Queries x (G, V, S, C), memory (G, W, S, C), mask (V * S, W * S), True where a query may look."""
+        q = rotate(self._heads(self.projq(x)), rope)
+        k = rotate(self._heads(self.projk(memory)), rope)
+        v = self._heads(self.projv(memory))
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """Tokens x (n, S, C) to the same shape."""
+        x = x + self.attn(self.norm1(x), rope)
+        return x + self.mlp(self.norm2(x))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention inside each view, cross-attention to a memory, MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm_y = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm3 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, memory: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
+        """Tokens x (G, V, S, C) read memory (G, W, S, C), where mask (V * S, W * S) is True; the shape of x."""
+        x = x + self.attn(self.norm1(x), rope)
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(memory), rope, mask)
+        return x + self.mlp(self.norm3(x))

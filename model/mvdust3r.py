@@ -1,0 +1,108 @@
+"""MV-DUSt3R and MV-DUSt3R+ (arXiv 2412.06974): N photos to points, confidence and Gaussians in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import PATCH, ModelConfig
+from model.decoder import Decoder, slot_order
+from model.encoder import Encoder
+from model.heads import Head
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOutput:
+    """The answer for B scenes of N views, in the frame of view references[0]. The Gaussians' centres are the points."""
+
+    points: Tensor
+    """(B, N, H, W, 3)."""
+    confidence: Tensor
+    """(B, N, H, W), 1 to 1e9."""
+    scale: Tensor
+    """(B, N, H, W, 3), raw: of either sign, before the scale rule (`export.sessions`)."""
+    rotation: Tensor
+    """(B, N, H, W, 4) unit quaternions, w x y z."""
+    opacity: Tensor
+    """(B, N, H, W), 0 to 1."""
+    colour: Tensor
+    """(B, N, H, W, 3), raw. Released weights leave it untrained: a Gaussian takes its pixel's colour instead."""
+
+
+class MVDUSt3R(nn.Module):
+    """Both networks: with `config.paths` > 1 the reference paths are fused after every layer (MV-DUSt3R+)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.reference_head = Head(config)
+        self.head = Head(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform linear layers; fusion blocks and the skip CNN start out adding nothing (upstream)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.decoder.cross_reference_blocks:
+            for linear in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
+                nn.init.zeros_(linear.weight)
+        for head in (self.reference_head, self.head):
+            nn.init.zeros_(head.points.skip_proj[-1].conv.weight)
+            nn.init.zeros_(head.points.skip_proj[-1].conv.bias)
+
+    def default_references(self, views: int) -> tuple[int, ...]:
+        """The first views, as many as the network has paths."""
+        return tuple(range(min(self.config.paths, views)))
+
+    def forward(self, images: Tensor, references: Sequence[int] | Tensor | None = None) -> NetworkOutput:
+        """Reconstruct B scenes of N >= 2 views.
+
+        images: float32 (B, N, 3, H, W) in [-1, 1], H and W multiples of 16 (released weights: 224 x 224).
+        references: M different view indices, the first is the frame of the answer; None: `default_references`.
+            MV-DUSt3R takes M = 1; MV-DUSt3R+ any M from 2 to N and was trained with 4.
+        Raises ValueError for other shapes or references.
+        """
+        views, height, width = images.shape[1], images.shape[-2], images.shape[-1]
+        if references is None:
+            references = self.default_references(views)
+        self._check(images)
+        if not isinstance(references, Tensor):
+            self._check_references(references, views)
+            references = torch.tensor(references, device=images.device)
+        grid = (height // PATCH, width // PATCH)
+
+        # From here on path 0's reference is view 0.
+        view_of_slot, slot_of_view = (order[0] for order in slot_order(references[:1], views))
+        images = images.index_select(1, view_of_slot)
+        references = slot_of_view.index_select(0, references)
+
+        tokens = self.encoder(images.flatten(0, 1)).unflatten(0, (-1, views))
+        tokens = self.decoder(tokens, references, grid)
+        first = self.reference_head(tokens[:, 0], images[:, 0], grid)
+        rest = self.head(tokens[:, 1:].flatten(0, 1), images[:, 1:].flatten(0, 1), grid)
+        fields = (
+            torch.cat([a.unsqueeze(1), b.unflatten(0, (-1, views - 1))], dim=1).index_select(1, slot_of_view)
+            for a, b in zip(first, rest, strict=True)
+        )
+        return NetworkOutput(*fields)
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 5 or images.shape[2] != 3 or images.shape[-2] % PATCH or images.shape[-1] % PATCH:
+            raise ValueError(f"images are (B, N, 3, H, W), H and W multiples of {PATCH}, not {tuple(images.shape)}")
+        if images.shape[1] < 2:
+            raise ValueError("at least two views are needed")
+
+    def _check_references(self, references: Sequence[int], views: int) -> None:
+        low, high = (1, 1) if self.config.paths == 1 else (2, views)
+        if not low <= len(references) <= high or len(set(references)) != len(references):
+            raise ValueError(f"{self.config.network} takes {low} to {high} references, all different: {references}")
+        if not all(0 <= r < views for r in references):
+            raise ValueError(f"references {tuple(references)} are not among {views} views")
