@@ -1,0 +1,58 @@
+"""The house itself: rooms where they belong, torch only where it may be, containers that a machine accepts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from compose_spec.models import ComposeSpecification
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("package", ["service", "model", "export", "train", "bench"])
+def test_packages_are_the_ones_of_this_repository(package: str) -> None:
+    assert Path(import_module(package).__file__).parent == ROOT / package
+
+
+def test_serving_imports_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "import service.cli, service.app, service.worker, service.pipeline, export.sessions, model.classical.model\n"
+        "sys.exit(' '.join(sorted({'torch', 'onnx', 'safetensors'} & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_api_imports_no_numerics_of_the_worker() -> None:
+    program = (
+        "import sys\nimport service.app\n"
+        "sys.exit(' '.join(sorted({'pycolmap', 'cv2', 'numba', 'onnxruntime', 'poselib', 'scipy'} & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_compose_file_is_valid_and_every_target_exists() -> None:
+    compose = ComposeSpecification.model_validate(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for name in ("api", "worker", "worker-gpu"):
+        assert f" AS {compose.services[name].build.target}\n" in dockerfile
+
+
+def test_dockerfile_is_clean() -> None:
+    result = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), ROOT / "docker" / "Dockerfile"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    start = (ROOT / "README.md").read_text()[:1500]
+    assert "make run" in start
+    assert "make test" in start
