@@ -1,0 +1,239 @@
+"""Open an exported network and run it: Views in, Prediction out, numpy only."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from export.contract import (
+    GRAPH_FILE,
+    INPUTS,
+    MEAN,
+    OUTPUTS,
+    STD,
+    ArtifactError,
+    Description,
+    check_files,
+    read_description,
+)
+from model.geometry.crop import square_crop_in_original
+from model.types import (
+    Float32,
+    Gaussians,
+    ModelInfo,
+    Prediction,
+    Progress,
+    ReconstructionError,
+    View,
+    Views,
+)
+
+log = logging.getLogger(__name__)
+
+SCALE_LIMITS = (1e-4, 4e-3)
+"""Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
+weights were trained to be rendered with."""
+
+HEARTBEAT = 0.25
+"""Seconds between two calls of `progress` during a forward pass."""
+
+
+def list_models(folder: Path) -> list[ModelInfo]:
+    """The artifacts in the sub-folders of `folder`, by their descriptions alone; broken ones are logged, left out."""
+    models = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir():
+            try:
+                description = read_description(path)
+                size = sum((path / name).stat().st_size for name in description.files)
+            except (ArtifactError, OSError) as error:
+                log.warning("Left out the model in %s: %s", path.name, error)
+                continue
+            models.append(_info(description, size, "cpu" if _providers()[0].startswith("CPU") else "cuda"))
+    return models
+
+
+def open_model(folder: Path, threads: int | None = None) -> NetworkSession:
+    """A ready model from an artifact's folder, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
+
+    Raises ArtifactError for a folder that is incomplete, altered or not loadable.
+    """
+    description = read_description(folder)
+    size = check_files(folder, description)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(folder / GRAPH_FILE, options, providers=_providers())
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ArtifactError(f"{description.name}: ONNX Runtime cannot load it: {error}") from error
+    names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
+    if names != (INPUTS, OUTPUTS):
+        raise ArtifactError(f"{description.name}: its inputs and outputs are {names}, not {(INPUTS, OUTPUTS)}")
+    return NetworkSession(description, session, size)
+
+
+def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
+    """View indices for the reference paths: `reference` first, the others spread over the photos.
+
+    Upstream's demo re-orders the photos, and its first four are the references: here the same four are chosen by index.
+    Its choice always holds view 0; another `reference` exchanges roles with it.
+    """
+    if paths == 1:
+        return (reference,)
+    if views < 4:
+        spread = tuple(range(views))
+    elif views < 7:
+        spread = (0, 3, 2, 1)
+    elif views < 12:
+        spread = (0, 3, 6, 1)
+    else:
+        spread = (0, views // 4 + 1, 2 * views // 4 + 1, 3 * views // 4 + 1)
+    rest = tuple(0 if view == reference else view for view in spread[1:])
+    return (reference, *rest)[:paths]
+
+
+class NetworkSession:
+    """A network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
+
+    def __init__(self, description: Description, session: ort.InferenceSession, size: int) -> None:
+        device = "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
+        self.info: ModelInfo = _info(description, size, device)
+        self._paths = description.paths
+        self._session = session
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
+        """One forward pass for jobs of equal view count and reference; see `model.types.Model.run`.
+
+        `progress` is called while the pass runs, and what it raises ends the pass.
+        """
+        views, reference = len(batch[0]), batch[0].reference
+        if any((len(job), job.reference) != (views, reference) for job in batch):
+            raise ValueError("jobs that share a pass have equally many views and the same reference")
+        if not self.info.min_views <= views <= self.info.max_views or not 0 <= reference < views:
+            raise ValueError(f"{views} views with reference {reference} are beyond {self.info.name}")
+        images = np.stack([[_square(view, self.info.square) for view in job.views] for job in batch])
+        references = choose_references(views, reference, self._paths)
+        outputs = self._forward(_normalised(images), np.array(references, np.int64), progress)
+        return [
+            _prediction(job, rgb, *(output[index] for output in outputs))
+            for index, (job, rgb) in enumerate(zip(batch, images, strict=True))
+        ]
+
+    def warm_up(self) -> None:
+        """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
+        side = self.info.square or 0
+        ramp = np.linspace(0, 255, side, dtype=np.uint8)
+        image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
+        images = np.stack([np.roll(image, 3 * i, axis=1) for i in range(self.info.min_views)])[None]
+        references = choose_references(self.info.min_views, 0, self._paths)
+        outputs = self._forward(_normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
+
+    def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
+        """The graph's outputs. The pass has a thread of its own, so that `progress` can end it."""
+        progress("forward", 0.0)
+        options = ort.RunOptions()
+        # A worker lives long and sees many shapes: what one pass took is given back after it.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        feed = dict(zip(INPUTS, (images, references), strict=True))
+        expected = self._seconds.get(images.shape[:2])
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
+            future = pool.submit(self._session.run, OUTPUTS, feed, options)
+            try:
+                while not wait([future], HEARTBEAT).done:
+                    elapsed = time.monotonic() - started
+                    progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
+            except BaseException:
+                options.terminate = True
+                raise
+        outputs: list[Float32] = future.result()
+        self._seconds[images.shape[:2]] = time.monotonic() - started
+        progress("forward", 1.0)
+        return outputs
+
+
+def _providers() -> list[str]:
+    available = ort.get_available_providers()
+    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+
+
+def _info(description: Description, size: int, device: str) -> ModelInfo:
+    return ModelInfo(
+        name=description.name,
+        network=description.network,
+        licence=description.licence,
+        engine="onnxruntime",
+        square=description.square,
+        max_batch=description.max_batch,
+        min_views=description.min_views,
+        max_views=description.max_views,
+        parameters=description.parameters,
+        bytes=size,
+        device=device,
+    )
+
+
+def _square(view: View, side: int | None) -> NDArray[np.uint8]:
+    if view.square is None or view.square.shape != (side, side, 3):
+        shape = None if view.square is None else view.square.shape
+        raise ValueError(f"a view's square is {shape}, not {(side, side, 3)}. This is a bug.")
+    return view.square
+
+
+def _normalised(images: NDArray[np.uint8]) -> Float32:
+    """uint8 (B, N, S, S, 3) to float32 (B, N, 3, S, S) in [-1, 1]."""
+    values = (images.astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    return np.ascontiguousarray(values.transpose(0, 1, 4, 2, 3))
+
+
+def _prediction(
+    job: Views,
+    rgb: NDArray[np.uint8],
+    points: Float32,
+    confidence: Float32,
+    scale: Float32,
+    rotation: Float32,
+    opacity: Float32,
+) -> Prediction | ReconstructionError:
+    """One job's share of the outputs (N, S, S[, k]), in the forms of `model.types`."""
+    if not all(np.isfinite(a).all() for a in (points, confidence, scale, rotation, opacity)):
+        return ReconstructionError(
+            "The network's answer for these photos holds values that are not finite.",
+            "Try fewer or other photos; if that happens with every job, the model's file or the device is at fault.",
+        )
+    side = points.shape[1]
+    crops = [square_crop_in_original(*view.original_size, side) for view in job.views]
+    return Prediction(
+        points=points,
+        confidence=confidence,
+        rgb=rgb,
+        crops=np.array(crops, np.float64),
+        gaussians=Gaussians(scale=linear_scale(scale, points), rotation=unit_rotation(rotation), opacity=opacity),
+    )
+
+
+def linear_scale(raw: Float32, points: Float32) -> Float32:
+    """Gaussians' standard deviations (N, H, W, 3) in scene units from the head's raw ones, by upstream's training rule.
+
+    With f the points' mean distance to the origin over all views: clip(raw / f, 1e-4, 4e-3) * f.
+    """
+    f = max(float(np.linalg.norm(points.astype(np.float64), axis=-1).mean()), 1e-8)
+    return np.clip(raw, SCALE_LIMITS[0] * f, SCALE_LIMITS[1] * f).astype(np.float32)
+
+
+def unit_rotation(rotation: Float32) -> Float32:
+    """Unit quaternions; the identity where one is too short to have a direction."""
+    norm = np.linalg.norm(rotation, axis=-1, keepdims=True)
+    identity = np.array([1, 0, 0, 0], np.float32)
+    return np.where(norm > 1e-6, rotation / np.maximum(norm, 1e-6), identity).astype(np.float32)
