@@ -2,7 +2,7 @@
 
 Shapes: B scenes, M paths, N views, S tokens a view, C channels. In path m, view references[m] is the reference: it has
 blocks of its own. Slots are a path's views with its reference first. Paths and views are batched, and a view's keys and
-values are made once, whichever views read them: that is why a mask, not a copy of the memory, hides a view from itself.
+values are made once, whichever views read them: a bias of -inf, not a copy of the memory, hides a view from itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import NORM_EPS, DecoderBlock, Rope, other_groups_mask, rope_table
+from model.layers import NORM_EPS, DecoderBlock, Rope, own_group_bias, rope_table
 
 
 def slot_order(reference: Tensor, views: int) -> tuple[Tensor, Tensor]:
@@ -44,9 +44,9 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         rope = rope_table(*grid, self.head_width, x.device)
         if not self.cross_reference_blocks:
-            mask = other_groups_mask(x.shape[1], x.shape[2], x.device)[x.shape[2] :]
+            own_view = own_group_bias(x.shape[1], x.shape[2], x.device)[x.shape[2] :]
             for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
-                x = multi_view_layer(x, reference_block, block, rope, mask)
+                x = multi_view_layer(x, reference_block, block, rope, own_view)
         else:
             x = self._fused_paths(x, references, rope)
         return self.norm(x)
@@ -59,29 +59,29 @@ class Decoder(nn.Module):
         path = torch.arange(paths, device=x.device)[:, None]
         to_views = (path * views + slot_of_view).T.reshape(-1)  # (N * M): where (view, path) lies among (path, slot)
         to_slots = (view_of_slot * paths + path).reshape(-1)  # (M * N): and the way back
-        other_views = other_groups_mask(views, count, x.device)[count:]
-        other_paths = other_groups_mask(paths, count, x.device)
+        own_view = own_group_bias(views, count, x.device)[count:]
+        own_path = own_group_bias(paths, count, x.device)
         x = x.index_select(1, view_of_slot.reshape(-1))
         last = len(self.blocks) - 1
         layers = zip(self.reference_blocks, self.blocks, self.cross_reference_blocks, strict=True)
         for depth, (reference_block, block, fusion) in enumerate(layers):
             x = x.reshape(batch * paths, views, count, -1)
-            x = multi_view_layer(x, reference_block, block, rope, other_views)
+            x = multi_view_layer(x, reference_block, block, rope, own_view)
             x = x.reshape(batch, paths * views, count, -1).index_select(1, to_views)
             x = x.reshape(batch * views, paths, count, -1)
             if depth == last:
                 x = fusion(x[:, :1], x[:, 1:], rope)
             else:
-                x = fusion(x, x, rope, other_paths)
+                x = fusion(x, x, rope, own_path)
                 x = x.reshape(batch, views * paths, count, -1).index_select(1, to_slots)
         return x.reshape(batch, views, count, -1)
 
 
-def multi_view_layer(x: Tensor, reference_block: nn.Module, block: nn.Module, rope: Rope, mask: Tensor) -> Tensor:
+def multi_view_layer(x: Tensor, reference_block: nn.Module, block: nn.Module, rope: Rope, own_view: Tensor) -> Tensor:
     """One layer of one path a group, slots x (G, N, S, C): every view reads all others as they were before the layer.
 
-    mask: ((N - 1) * S, N * S), False where a view other than the reference would read itself.
+    own_view: ((N - 1) * S, N * S), -inf where a view other than the reference would read itself, else 0.
     """
     reference = reference_block(x[:, :1], x[:, 1:], rope)
-    rest = block(x[:, 1:], x, rope, mask)
+    rest = block(x[:, 1:], x, rope, own_view)
     return torch.cat([reference, rest], dim=1)

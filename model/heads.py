@@ -31,14 +31,6 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
-def fold_batch_norm(module: nn.Module) -> None:
-    """Write every ConvNorm's normalisation into its convolution, in place: same answers in eval mode, less work."""
-    for child in module.modules():
-        if isinstance(child, ConvNorm):
-            child.conv = nn.utils.fuse_conv_bn_eval(child.conv, child.norm)
-            child.norm = nn.Identity()
-
-
 class PointHead(nn.Module):
     """Points and confidence: a linear layer a patch, refined by a small CNN that sees the image."""
 

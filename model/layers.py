@@ -15,7 +15,7 @@ NORM_EPS = 1e-6
 ROPE_BASE = 100.0
 
 Rope = tuple[Tensor, Tensor]
-"""cos and sin, each (S, 1, 2, d / 4): of a token's row angles [:, :, 0] and column angles [:, :, 1]."""
+"""Cosines and signed sines of the tokens' angles, each (S, 1, d)."""
 
 
 def rope_table(rows: int, columns: int, head_width: int, device: torch.device) -> Rope:
@@ -26,25 +26,28 @@ def rope_table(rows: int, columns: int, head_width: int, device: torch.device) -
     """
     half = head_width // 2
     frequency = ROPE_BASE ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
-    row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
-    column = torch.arange(columns, device=device)[None, :].expand(rows, columns)
-    position = torch.stack([row, column], dim=-1).reshape(rows * columns, 1, 2, 1)
-    angle = position * frequency
-    return angle.cos(), angle.sin()
+    row = torch.arange(rows, device=device)[:, None].expand(rows, columns).reshape(-1, 1, 1) * frequency
+    column = torch.arange(columns, device=device)[None, :].expand(rows, columns).reshape(-1, 1, 1) * frequency
+    cos = torch.cat([row.cos(), row.cos(), column.cos(), column.cos()], dim=-1)
+    sin = torch.cat([-row.sin(), row.sin(), -column.sin(), column.sin()], dim=-1)
+    return cos, sin
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn the heads x (..., S, h, d) by their tokens' positions."""
+    """Turn the heads x (..., S, h, d) by their tokens' positions.
+
+    A half of a head is (x1, x2) and becomes (x1 cos - x2 sin, x2 cos + x1 sin).
+    """
     cos, sin = rope
-    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2)
-    return turned.flatten(-3).to(x.dtype)
+    row1, row2, column1, column2 = x.chunk(4, dim=-1)
+    return (x * cos + torch.cat([row2, row1, column2, column1], dim=-1) * sin).to(x.dtype)
 
 
-def other_groups_mask(count: int, tokens: int, device: torch.device) -> Tensor:
-    """(count * tokens, count * tokens) bool: True where a key's group differs from the query's own."""
+def own_group_bias(count: int, tokens: int, device: torch.device) -> Tensor:
+    """(count * tokens, count * tokens), to add to logits: -inf where query and key are of one group, else 0."""
     group = torch.arange(count, device=device)[:, None].expand(count, tokens).reshape(-1)
-    return group[:, None] != group[None, :]
+    same = group[:, None] == group[None, :]
+    return torch.zeros((), device=device).masked_fill(same, -torch.inf)
 
 
 class PatchEmbed(nn.Module):
@@ -78,7 +81,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        q, k, v = self.qkv(x.flatten(0, -3)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x.flatten(0, -3)).chunk(3, dim=-1))
         q, k = rotate(q, rope), rotate(k, rope)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
@@ -95,13 +98,13 @@ class CrossAttention(nn.Module):
         self.projv = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, memory: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        """Queries x (G, V, S, C), memory (G, W, S, C), mask (V * S, W * S), True where a query may look."""
+    def forward(self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None) -> Tensor:
+        """Queries x (G, V, S, C), memory (G, W, S, C), bias (V * S, W * S) added to the logits."""
         q = rotate(self._heads(self.projq(x)), rope)
         k = rotate(self._heads(self.projk(memory)), rope)
         v = self._heads(self.projv(memory))
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -135,8 +138,8 @@ class DecoderBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, memory: Tensor, rope: Rope, mask: Tensor | None = None) -> Tensor:
-        """Tokens x (G, V, S, C) read memory (G, W, S, C), where mask (V * S, W * S) is True; the shape of x."""
+    def forward(self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None = None) -> Tensor:
+        """Tokens x (G, V, S, C) read memory (G, W, S, C), bias (V * S, W * S) added to the logits."""
         x = x + self.attn(self.norm1(x), rope)
-        x = x + self.cross_attn(self.norm2(x), self.norm_y(memory), rope, mask)
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(memory), rope, bias)
         return x + self.mlp(self.norm3(x))

@@ -1,0 +1,47 @@
+"""`python -m export CHECKPOINT -o DIR`: a checkpoint to an artifact that can be served."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.contract import MAX_VIEWS, ArtifactError
+from export.onnx_graph import export_onnx
+from model.checkpoint import CheckpointError, load
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .safetensors or .pth file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist yet.")],
+    name: Annotated[str, typer.Option(help="What to call the model; else after the file.")] = "",
+    licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
+    square: Annotated[int, typer.Option(help="Side in pixels of the images it will see.")] = 224,
+    max_views: Annotated[int, typer.Option(help="The most photos a job may have.")] = MAX_VIEWS,
+) -> None:
+    """Write CHECKPOINT as an ONNX artifact, once its answers have been compared with the checkpoint's own."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    name = name or re.sub(r"[^a-z0-9]+", "-", checkpoint.stem.lower()).strip("-")
+    try:
+        network = load(checkpoint)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        typer.echo(f"Read {checkpoint.name}: {network.config.network}, {size / 1e6:.1f} M parameters")
+        typer.echo("Writing the graph and comparing it with the checkpoint ...")
+        description = export_onnx(network, output, name, licence, square=square, max_views=max_views)
+    except (CheckpointError, ArtifactError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for case in description.parity["noise"]:
+        typer.echo(
+            f"Equal for {case['batch']} x {case['views']} views: relative error of the points "
+            f"{case['point_error_median']:.1e} median, {case['point_error_p99']:.1e} at 99 %"
+        )
+    written = sum(path.stat().st_size for path in output.iterdir())
+    typer.echo(f"Wrote {output}: {description.name}, {written / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    typer.run(export)

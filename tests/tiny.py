@@ -1,0 +1,64 @@
+"""A tiny random network as an artifact: everything of a served model but its size and its skill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from export.contract import DESCRIPTION_FILE
+from export.onnx_graph import export_onnx
+from model.config import ModelConfig
+from model.mvdust3r import MVDUSt3R
+
+TINY_CONFIG = ModelConfig(
+    encoder_width=32,
+    encoder_depth=1,
+    encoder_heads=2,
+    decoder_width=32,
+    decoder_depth=2,
+    decoder_heads=2,
+    paths=4,
+    skip_channels=8,
+    gaussian_width=16,
+)
+TINY_SQUARE = 32
+
+
+def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
+    """A network with random weights, none of them zero, in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    network = MVDUSt3R(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            gain = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.add_(gain * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+def make_tiny_artifact(folder: Path, name: str = "tiny") -> Path:
+    """Write the tiny artifact to `folder / name`, where `export.sessions.open_model` opens it; that folder.
+
+    The export takes some 15 s, once a process; further ones are copies.
+    """
+    target = folder / name
+    shutil.copytree(_exported(), target)
+    description = json.loads((target / DESCRIPTION_FILE).read_text())
+    (target / DESCRIPTION_FILE).write_text(json.dumps(description | {"name": name}))
+    return target
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="scenelift-tiny-")
+
+
+@cache
+def _exported() -> Path:
+    folder = Path(_scratch().name) / "tiny"
+    export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
+    return folder
