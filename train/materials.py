@@ -35,6 +35,23 @@ def hue(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[
     return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
 
 
+# What people buy: ochre, terracotta, sage, teal, navy, dusty rose, cream, greys, olive, brick, sky, plum.
+_HOME = np.array(
+    [
+        (0.80, 0.62, 0.28), (0.74, 0.42, 0.29), (0.58, 0.66, 0.52), (0.22, 0.46, 0.48), (0.17, 0.24, 0.40), (0.78, 0.58, 0.56),
+        (0.90, 0.85, 0.74), (0.62, 0.61, 0.60), (0.42, 0.44, 0.27), (0.55, 0.24, 0.20), (0.55, 0.68, 0.78), (0.38, 0.25, 0.34),
+        (0.30, 0.31, 0.33), (0.85, 0.80, 0.72),
+    ]
+)  # fmt: skip
+
+
+def homely(rng: np.random.Generator) -> Colour:
+    """A colour that people furnish with, a little off its neighbours'."""
+    return tuple(
+        float(v) for v in np.clip(_HOME[rng.integers(len(_HOME))] * rng.normal(1, 0.08) + rng.normal(0, 0.02, 3), 0, 1)
+    )
+
+
 def _paint(colour: Colour, shade: Float32) -> Float32:
     """A colour times a shade (n, n) about 1."""
     return np.asarray(colour, dtype=np.float32) * shade[..., None]
@@ -147,7 +164,7 @@ def fabric(rng: np.random.Generator, n: int, colour: Colour) -> UInt8:
 
 def carpet(rng: np.random.Generator, n: int, colour: Colour) -> UInt8:
     """Loop pile: strong fine grain over soft clouds, two yarns mixed."""
-    yarn = np.asarray(hue(rng, (0.1, 0.5), (0.2, 0.7)), dtype=np.float32)
+    yarn = np.asarray(homely(rng), dtype=np.float32)
     shade = 1 + 0.16 * noise(rng, n, 0.1, 1, 30) + 0.05 * noise(rng, n, 1.2)
     mix = np.clip(noise(rng, n, 0.7, 1, 6) - 0.4, 0, 1)
     return _finish(
@@ -189,10 +206,7 @@ def metal(rng: np.random.Generator, n: int, colour: Colour) -> UInt8:
 
 def rug(rng: np.random.Generator, n: int) -> UInt8:
     """A woven carpet with nested borders and a field of motifs, four times mirrored."""
-    palette = [
-        np.asarray(hue(rng, (0.35, 0.8), v), dtype=np.float32)
-        for v in ((0.25, 0.5), (0.5, 0.8), (0.75, 0.95), (0.2, 0.4))
-    ]
+    palette = np.array([homely(rng), homely(rng), (0.88, 0.83, 0.72), homely(rng)], dtype=np.float32)
     m = n // 2
     quarter = np.zeros((m, m), dtype=np.int64)
     y, x = np.mgrid[0:m, 0:m]
@@ -209,7 +223,7 @@ def rug(rng: np.random.Generator, n: int) -> UInt8:
     half = np.concatenate([quarter, quarter[:, ::-1]], axis=1)
     index = np.concatenate([half, half[::-1]], axis=0)
     shade = 1 + 0.12 * noise(rng, n, 0.1, 1, 20) + 0.06 * noise(rng, n, 1.0, 6, 4)
-    return _finish(np.stack(palette)[index] * shade[..., None])
+    return _finish(palette[index] * shade[..., None])
 
 
 def painting(rng: np.random.Generator, n: int) -> UInt8:
@@ -252,7 +266,11 @@ def painting(rng: np.random.Generator, n: int) -> UInt8:
     else:
         canvas = np.ascontiguousarray(canvas)
         for _ in range(int(rng.integers(14, 40))):
-            colour, at, size = hue(rng, (0.2, 0.9), (0.15, 1)), rng.uniform(0, n, 2), rng.uniform(0.03, 0.22, 2) * n
+            colour, at, size = (
+                homely(rng) if rng.uniform() < 0.8 else hue(rng, (0.5, 0.9), (0.5, 0.95)),
+                rng.uniform(0, n, 2),
+                rng.uniform(0.03, 0.22, 2) * n,
+            )
             if style == 1:
                 box = cv2.boxPoints((tuple(at), tuple(size * 1.6), float(rng.uniform(0, 180))))
                 cv2.fillPoly(canvas, [box.astype(np.int32)], colour, cv2.LINE_AA)
@@ -310,7 +328,7 @@ def spines(rng: np.random.Generator, n: int, count: int = 8) -> UInt8:
     sheet, m = np.empty((n, n, 3), dtype=np.float32), n // count
     for index in range(count * count):
         spine = np.empty((m, m, 3), dtype=np.float32)
-        cover = hue(rng, (0.15, 0.85), (0.15, 0.85))
+        cover = homely(rng) if rng.uniform() < 0.7 else hue(rng, (0.3, 0.85), (0.15, 0.85))
         spine[:] = cover
         ink = hue(rng, (0.0, 0.5), (0.75, 1.0)) if sum(cover) < 1.5 else hue(rng, (0.2, 0.8), (0.05, 0.3))
         for at in rng.uniform(0.03, 0.97, int(rng.integers(1, 5))):

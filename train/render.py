@@ -45,7 +45,8 @@ class Solid:
     """Offset u, v and scale u, v in texture units, after metres are divided by the texture's size (or after fitting)."""
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     emission: float = 0.0
-    """Radiance of white; 0 for what only reflects. Emitters cast no shadow: they are lamps and windows."""
+    """How bright its white is in the picture, 1 being as bright as a white wall; 0 for what only reflects. Emitters cast no shadow
+    and light nothing by themselves: they are the visible side of lamps and windows, `Light` is the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,8 @@ def build(
         light = gathered
     # The room's shell has faces that see nothing; of the rest, the middle one is to be lit like a grey card in a good photo.
     brightness = light.mean(1)
-    exposure = 0.6 / float(np.median(brightness[brightness > 0.02 * brightness.mean()]))
+    exposure = 0.45 / float(np.median(brightness[brightness > 0.02 * brightness.mean()]))
+    scene = scene._replace(emission=scene.emission / exposure)
     return Room(scene, light, exposure, size)
 
 
@@ -527,12 +529,14 @@ def _cast(scene, pose, inverse, points, depth):
 def _shade(scene, light, pose, inverse, pixel, supersample, radiance):
     ox, oy, oz = pose[0, 3], pose[1, 3], pose[2, 3]
     lit, colour = np.zeros(3), np.zeros(3)
-    share = 1.0 / supersample**2
+    share, middle = 1.0 / supersample**2, (supersample - 1) / 2
     for i in range(radiance.shape[0]):
         for j in range(radiance.shape[1]):
             for k in range(supersample * supersample):
-                x = j + (k % supersample + 0.5) / supersample
-                y = i + (k // supersample + 0.5) / supersample
+                # A sheared grid: edges along pixel rows and columns meet all samples at different places.
+                a, b = k % supersample - middle, k // supersample - middle
+                x = j + 0.5 + (a + b / supersample) / supersample
+                y = i + 0.5 + (b - a / supersample) / supersample
                 dx, dy, dz = _direction(pose, inverse, x, y)
                 t, s, face = _intersect(scene, ox, oy, oz, dx, dy, dz, 1e9, False)
                 if s < 0:

@@ -44,14 +44,14 @@ class Kit:
         self.rng = rng
         self.side = side
         self.textures: list[Texture] = []
-        brown = np.array([0.62, 0.42, 0.25])
-        tone = [tuple(float(v) for v in np.clip(brown * f, 0, 0.95)) for f in rng.uniform(0.45, 1.5, 3)]
+        brown = np.array([0.6, 0.42, 0.27])
+        # Darker and redder, or lighter and paler.
+        tone = [tuple(float(v) for v in brown ** rng.uniform(0.5, 1.7)) for _ in range(3)]
         self.woods = [self._add(materials.wood(rng, side, t), rng.uniform(0.9, 1.4)) for t in tone]
-        muted = [materials.hue(rng, (0.1, 0.6), (0.3, 0.8)) for _ in range(6)]
-        self.fabrics = [self._add(materials.fabric(rng, side, c), rng.uniform(0.35, 0.6)) for c in muted[:3]]
-        self.lacquers = [
-            self._add(materials.plaster(rng, side, materials.hue(rng, (0.0, 0.6), (0.6, 0.95)), 0.4), 1.5) for _ in range(2)
+        self.fabrics = [
+            self._add(materials.fabric(rng, side, materials.homely(rng)), rng.uniform(0.3, 0.6)) for _ in range(4)
         ]
+        self.lacquers = [self._add(materials.plaster(rng, side, materials.homely(rng), 0.4), 1.5) for _ in range(2)]
         self.metal = self._add(materials.metal(rng, side // 2, (0.55, 0.55, 0.57)), 0.6)
         self.dark = self._add(materials.metal(rng, side // 2, (0.12, 0.12, 0.13)), 0.6)
         self.stone = self._add(materials.stone(rng, side, materials.hue(rng, (0.0, 0.2), (0.6, 0.9))), 0.7)
@@ -68,15 +68,15 @@ class Kit:
             lambda: self._add(planks, 1.8),
             lambda: self._add(planks, 1.8),
             lambda: self._add(materials.tiles(rng, side, light_tile, 4), 1.6),
-            lambda: self._add(materials.carpet(rng, side, materials.hue(rng, (0.1, 0.4), (0.4, 0.7))), 0.8),
+            lambda: self._add(materials.carpet(rng, side, materials.homely(rng)), 0.8),
         ]
         self.floor = floors[rng.integers(len(floors))]()
         paint = materials.hue(rng, (0.03, 0.2), (0.8, 0.95))
         plain = self._add(materials.plaster(rng, side, paint), 1.2)
         accents = [
             lambda: self._add(materials.brick(rng, side, (0.6, 0.33, 0.24)), 0.9),
-            lambda: self._add(materials.wallpaper(rng, side, materials.hue(rng, (0.1, 0.4), (0.6, 0.9))), 1.1),
-            lambda: self._add(materials.plaster(rng, side, materials.hue(rng, (0.2, 0.5), (0.5, 0.8)), 1.5), 1.2),
+            lambda: self._add(materials.wallpaper(rng, side, materials.homely(rng)), 1.1),
+            lambda: self._add(materials.plaster(rng, side, materials.homely(rng), 1.5), 1.2),
         ]
         self.walls = [plain, plain, plain, accents[rng.integers(len(accents))]()]
 
@@ -107,20 +107,28 @@ class Kit:
         turn = np.eye(3) if rotation is None else rotation
         return Solid(kind, (a + b) / 2, np.maximum((b - a) / 2, 1e-3), texture, turn, uv, tint, emission)
 
-    def box(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, texture: int, **more: object) -> Solid:
+    def box(
+        self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, texture: int, **more: object
+    ) -> Solid:
         return self.solid(BOX, (x0, y0, z0), (x1, y1, z1), texture, **more)  # type: ignore[arg-type]
 
     def tube(self, x: float, y: float, radius: float, z0: float, z1: float, texture: int, **more: object) -> Solid:
         return self.solid(
-            CYLINDER, (x - radius, y - radius, z0), (x + radius, y + radius, z1), texture, **more  # type: ignore[arg-type]
+            CYLINDER,
+            (x - radius, y - radius, z0),
+            (x + radius, y + radius, z1),
+            texture,
+            **more,  # type: ignore[arg-type]
         )
 
-    def ball(self, x: float, y: float, z: float, radii: tuple[float, float, float], texture: int, **more: object) -> Solid:
+    def ball(
+        self, x: float, y: float, z: float, radii: tuple[float, float, float], texture: int, **more: object
+    ) -> Solid:
         low, high = (x - radii[0], y - radii[1], z - radii[2]), (x + radii[0], y + radii[1], z + radii[2])
         return self.solid(ELLIPSOID, low, high, texture, **more)  # type: ignore[arg-type]
 
     def tone(self) -> tuple[float, float, float]:
-        return materials.hue(self.rng, (0.1, 0.75), (0.35, 1.0))
+        return materials.homely(self.rng)
 
     # ------------------------------------------------------------ things that stand on tops
 
@@ -159,7 +167,12 @@ class Kit:
         rng = self.rng
         fruit = [
             self.ball(
-                x + 0.07 * math.cos(a), y + 0.07 * math.sin(a), z + 0.085, (0.04, 0.04, 0.038), self.stone, tint=self.tone()
+                x + 0.07 * math.cos(a),
+                y + 0.07 * math.sin(a),
+                z + 0.085,
+                (0.04, 0.04, 0.038),
+                self.stone,
+                tint=self.tone(),
             )
             for a in rng.uniform(0, 6.28) + np.arange(5) * 1.256
         ]
@@ -167,7 +180,10 @@ class Kit:
 
     def vase(self, x: float, y: float, z: float) -> list[Solid]:
         rng, r, h = self.rng, self.rng.uniform(0.04, 0.06), self.rng.uniform(0.14, 0.24)
-        return [self.tube(x, y, r, z, z + h, self.stone, tint=self.tone()), *self.foliage(x, y, z + h, rng.uniform(0.12, 0.2), 9)]
+        return [
+            self.tube(x, y, r, z, z + h, self.stone, tint=self.tone()),
+            *self.foliage(x, y, z + h, rng.uniform(0.12, 0.2), 9),
+        ]
 
     def foliage(self, x: float, y: float, z: float, reach: float, count: int) -> list[Solid]:
         """Leaves that rise from a point, flat ellipsoids at all angles."""
@@ -193,7 +209,9 @@ class Kit:
         lid = _tilt(-0.3)
         return [
             self.box(x - 0.16, x + 0.16, y - 0.02, y + 0.2, z, z + 0.015, self.dark),
-            self.box(x - 0.16, x + 0.16, y - 0.065, y - 0.055, z + 0.01, z + 0.22, self.pick(self.prints), rotation=lid),
+            self.box(
+                x - 0.16, x + 0.16, y - 0.065, y - 0.055, z + 0.01, z + 0.22, self.pick(self.prints), rotation=lid
+            ),
         ]
 
     def frame(self, x: float, y: float, z: float) -> list[Solid]:
@@ -201,17 +219,27 @@ class Kit:
         picture = self.pick(self.pictures)
         return [
             self.box(x - w, x + w, y - 0.01, y, z, z + 2 * h, self.pick(self.woods), rotation=lean),
-            self.box(x - w * 0.85, x + w * 0.85, y + 0.002, y + 0.006, z + 0.02, z + 2 * h - 0.02, picture, rotation=lean),
+            self.box(
+                x - w * 0.85, x + w * 0.85, y + 0.002, y + 0.006, z + 0.02, z + 2 * h - 0.02, picture, rotation=lean
+            ),
         ]
 
     def things(self, x0: float, x1: float, y0: float, y1: float, z: float, room_above: float = 1.0) -> list[Solid]:
         """A few things side by side on a top that spans [x0, x1] x [y0, y1] at height z."""
-        makers: list[Callable[[float, float, float], list[Solid]]] = [self.pile, self.mug, self.carton, self.frame, self.pile]
+        makers: list[Callable[[float, float, float], list[Solid]]] = [
+            self.pile,
+            self.mug,
+            self.carton,
+            self.frame,
+            self.pile,
+        ]
         if room_above > 0.5:
             makers += [self.vase, self.bowl, self.laptop]
         out, x = [], x0 + self.rng.uniform(0.12, 0.25)
         while x < x1 - 0.12:
-            out += makers[self.rng.integers(len(makers))](x, float(self.rng.uniform(y0 + 0.1, max(y1 - 0.12, y0 + 0.11))), z)
+            out += makers[self.rng.integers(len(makers))](
+                x, float(self.rng.uniform(y0 + 0.1, max(y1 - 0.12, y0 + 0.11))), z
+            )
             x += self.rng.uniform(0.26, 0.5)
         return out
 
@@ -234,7 +262,9 @@ class Kit:
             frame.append(self.box(-w / 2 + 0.03, w / 2 - 0.03, 0.015, d, z - 0.025, z, wood))
             if rng.uniform() < 0.82:
                 full = rng.uniform(0.6, 1.0) * (w - 0.08)
-                groups.append(self.books(-w / 2 + 0.04, -w / 2 + 0.04 + full, 0.03, z, (h - 0.06) / count - 0.04, d - 0.06))
+                groups.append(
+                    self.books(-w / 2 + 0.04, -w / 2 + 0.04 + full, 0.03, z, (h - 0.06) / count - 0.04, d - 0.06)
+                )
                 if full < w - 0.35:
                     groups[-1] += self.things(-w / 2 + full, w / 2, 0.02, d, z, 0.25)
             else:
@@ -244,9 +274,22 @@ class Kit:
     def chest(self) -> Piece:
         """A chest of drawers with things on it."""
         rng, wood, front = self.rng, self.pick(self.woods), self.pick(self.woods + self.lacquers)
-        w, d, h, rows, cols = rng.uniform(0.8, 1.4), rng.uniform(0.4, 0.5), rng.uniform(0.7, 1.0), int(rng.integers(2, 5)), int(rng.integers(1, 4))
-        body = [self.box(-w / 2, w / 2, 0, d, 0.08, h, wood), self.box(-w / 2 - 0.02, w / 2 + 0.02, 0, d + 0.02, h, h + 0.03, wood)]
-        body += [self.box(sx * (w / 2 - 0.08) - 0.03, sx * (w / 2 - 0.08) + 0.03, y - 0.03, y + 0.03, 0, 0.08, wood) for sx in (-1, 1) for y in (0.05, d - 0.05)]
+        w, d, h, rows, cols = (
+            rng.uniform(0.8, 1.4),
+            rng.uniform(0.4, 0.5),
+            rng.uniform(0.7, 1.0),
+            int(rng.integers(2, 5)),
+            int(rng.integers(1, 4)),
+        )
+        body = [
+            self.box(-w / 2, w / 2, 0, d, 0.08, h, wood),
+            self.box(-w / 2 - 0.02, w / 2 + 0.02, 0, d + 0.02, h, h + 0.03, wood),
+        ]
+        body += [
+            self.box(sx * (w / 2 - 0.08) - 0.03, sx * (w / 2 - 0.08) + 0.03, y - 0.03, y + 0.03, 0, 0.08, wood)
+            for sx in (-1, 1)
+            for y in (0.05, d - 0.05)
+        ]
         for i in range(rows):
             for j in range(cols):
                 x0, x1 = -w / 2 + w * j / cols + 0.015, -w / 2 + w * (j + 1) / cols - 0.015
@@ -292,7 +335,16 @@ class Kit:
         rng = self.rng
         w, d, h = rng.uniform(1.1, 1.6), rng.uniform(0.6, 0.75), 0.74
         things = self.things(-w / 2, w / 2, 0.05, d, h)
-        return Piece([self.table_top(w, d, h, 0.02), things, self.chair(rng.uniform(-0.2, 0.2), d + 0.15, rng.uniform(-0.5, 0.5))], w, d + 0.4, h)
+        return Piece(
+            [
+                self.table_top(w, d, h, 0.02),
+                things,
+                self.chair(rng.uniform(-0.2, 0.2), d + 0.15, rng.uniform(-0.5, 0.5)),
+            ],
+            w,
+            d + 0.4,
+            h,
+        )
 
     def bed(self) -> Piece:
         """A bed, its head at the wall: mattress, blanket, cushions, head board."""
@@ -304,12 +356,25 @@ class Kit:
             self.box(-w / 2 + 0.02, w / 2 - 0.02, 0.04, d - 0.02, 0.3, 0.47, self.white),
             self.box(-w / 2 - 0.01, w / 2 + 0.01, 0.75, d + 0.01, 0.24, 0.5, cloth),
         ]
-        body += [self.box(sx * (w / 2 - 0.05) - 0.03, sx * (w / 2 - 0.05) + 0.03, y - 0.03, y + 0.03, 0, 0.12, wood) for sx in (-1, 1) for y in (0.1, d - 0.1)]
+        body += [
+            self.box(sx * (w / 2 - 0.05) - 0.03, sx * (w / 2 - 0.05) + 0.03, y - 0.03, y + 0.03, 0, 0.12, wood)
+            for sx in (-1, 1)
+            for y in (0.1, d - 0.1)
+        ]
         count = 1 if w < 1.2 else 2
         for k in range(count):
             x = (k - (count - 1) / 2) * w / count
             body.append(self.ball(x, 0.32, 0.53, (0.3, 0.2, 0.1), self.white))
-            body.append(self.ball(x + rng.uniform(-0.1, 0.1), 0.5, 0.6, (0.19, 0.09, 0.17), self.pick(self.fabrics), rotation=_tilt(0.5)))
+            body.append(
+                self.ball(
+                    x + rng.uniform(-0.1, 0.1),
+                    0.5,
+                    0.6,
+                    (0.19, 0.09, 0.17),
+                    self.pick(self.fabrics),
+                    rotation=_tilt(0.5),
+                )
+            )
         return Piece([body], w, d, 1.0)
 
     def sofa(self) -> Piece:
@@ -326,13 +391,29 @@ class Kit:
             x0 = -w / 2 + 0.185 + (w - 0.37) * k / seats
             body.append(self.box(x0 + 0.005, x0 + (w - 0.37) / seats - 0.005, 0.24, d + 0.01, 0.28, 0.44, cloth))
         for x in rng.uniform(-w / 2 + 0.35, w / 2 - 0.35, int(rng.integers(1, 4))):
-            body.append(self.ball(x, 0.35, 0.6, (0.21, 0.08, 0.2), self.pick(self.fabrics), rotation=_yaw(rng.uniform(-0.4, 0.4)) @ _tilt(0.3)))
-        body += [self.tube(sx * (w / 2 - 0.08), y, 0.025, 0, 0.1, self.pick(self.woods)) for sx in (-1, 1) for y in (0.1, d - 0.08)]
+            body.append(
+                self.ball(
+                    x,
+                    0.35,
+                    0.6,
+                    (0.21, 0.08, 0.2),
+                    self.pick(self.fabrics),
+                    rotation=_yaw(rng.uniform(-0.4, 0.4)) @ _tilt(0.3),
+                )
+            )
+        body += [
+            self.tube(sx * (w / 2 - 0.08), y, 0.025, 0, 0.1, self.pick(self.woods))
+            for sx in (-1, 1)
+            for y in (0.1, d - 0.08)
+        ]
         return Piece([body], w, d, 0.85)
 
     def plant(self) -> Piece:
         r, tall = self.rng.uniform(0.13, 0.2), self.rng.uniform(0.3, 0.45)
-        pot = [self.tube(0, 0.3, r, 0, tall, self.stone, tint=self.tone()), self.tube(0, 0.3, r * 0.9, tall, tall + 0.005, self.dark)]
+        pot = [
+            self.tube(0, 0.3, r, 0, tall, self.stone, tint=self.tone()),
+            self.tube(0, 0.3, r * 0.9, tall, tall + 0.005, self.dark),
+        ]
         stem = self.tube(0, 0.3, 0.012, tall, tall + 0.4, self.pick(self.woods))
         leaves = self.foliage(0, 0.3, tall, 0.26, 10) + self.foliage(0, 0.3, tall + 0.35, 0.24, 12)
         return Piece([[*pot, stem], leaves], 0.6, 0.6, 1.3)
@@ -342,9 +423,11 @@ class Kit:
         solids = [
             self.tube(0, 0.25, 0.14, 0, 0.025, self.dark),
             self.tube(0, 0.25, 0.012, 0.025, h, self.dark),
-            self.tube(0, 0.25, 0.17, h - 0.02, h + 0.24, self.white, tint=(1.0, 0.88, 0.7), emission=1.1),
+            self.tube(0, 0.25, 0.17, h - 0.02, h + 0.24, self.white, tint=(1.0, 0.88, 0.7), emission=0.7),
         ]
-        bulb = Light(np.array([0, 0.25, h + 0.1]), np.array([0.12, 0, 0]), np.array([0, 0.12, 0]), np.zeros(3), warm * 0.35)
+        bulb = Light(
+            np.array([0, 0.25, h + 0.1]), np.array([0.12, 0, 0]), np.array([0, 0.12, 0]), np.zeros(3), warm * 0.35
+        )
         return Piece([solids], 0.5, 0.5, h + 0.3, [bulb])
 
     def door(self) -> Piece:
@@ -378,12 +461,15 @@ class Kit:
 
     def window(self, w: float, h: float) -> Piece:
         """A window that shines, its frame, sill, radiator and curtains."""
-        glass = self.box(-w / 2, w / 2, 0.002, 0.01, 0, h, self.sky, emission=3.0)
+        glass = self.box(-w / 2, w / 2, 0.002, 0.01, 0, h, self.sky, emission=1.0)
         bars = [self.box(x - 0.03, x + 0.03, 0.01, 0.05, 0, h, self.white) for x in (-w / 2, 0.0, w / 2)]
         bars += [self.box(-w / 2, w / 2, 0.01, 0.05, z - 0.03, z + 0.03, self.white) for z in (0.0, h * 0.68, h)]
         sill = [self.box(-w / 2 - 0.08, w / 2 + 0.08, 0, 0.2, -0.06, -0.03, self.stone)]
         sill += self.things(-w / 2, w / 2, 0.02, 0.2, -0.03, 0.3) if self.rng.uniform() < 0.6 else []
-        radiator = [self.box(x, x + 0.06, 0.04, 0.1, -0.75, -0.15, self.white) for x in np.arange(-w / 2 + 0.05, w / 2 - 0.05, 0.075)]
+        radiator = [
+            self.box(x, x + 0.06, 0.04, 0.1, -0.75, -0.15, self.white)
+            for x in np.arange(-w / 2 + 0.05, w / 2 - 0.05, 0.075)
+        ]
         cloth, folds = self.pick(self.fabrics), []
         for sx in (-1, 1):
             for k in range(6):
@@ -392,14 +478,19 @@ class Kit:
                 folds.append(self.tube(x, 0.13 + 0.012 * (k % 2), r, -0.8, h + 0.12, cloth))
         folds.append(self.box(-w / 2 - 0.4, w / 2 + 0.4, 0.12, 0.145, h + 0.12, h + 0.145, self.dark))
         day = np.array([0.92, 0.97, 1.0]) * w * h * 1.3
-        light = Light(np.array([0, 0.03, h / 2]), np.array([w / 2, 0, 0]), np.array([0, 0, h / 2]), np.array([0.0, 1.0, 0.0]), day)
+        light = Light(
+            np.array([0, 0.03, h / 2]), np.array([w / 2, 0, 0]), np.array([0, 0, h / 2]), np.array([0.0, 1.0, 0.0]), day
+        )
         return Piece([[glass, *bars], sill, radiator, folds], w + 0.9, 0.25, h, [light])
 
     def dining(self) -> Piece:
         """A table on a rug with chairs around and things on it; the frame's origin is its middle."""
         rng = self.rng
         w, d, h = rng.uniform(1.2, 1.7), rng.uniform(0.75, 0.95), 0.75
-        groups = [[self.box(-w / 2 - 0.5, w / 2 + 0.5, -d / 2 - 0.5, d / 2 + 0.5, 0, 0.008, self.rug)], self.table_top(w, d, h, -d / 2)]
+        groups = [
+            [self.box(-w / 2 - 0.5, w / 2 + 0.5, -d / 2 - 0.5, d / 2 + 0.5, 0, 0.008, self.rug)],
+            self.table_top(w, d, h, -d / 2),
+        ]
         groups.append(self.things(-w / 2, w / 2, -d / 2, 0.05, h) + self.things(-w / 2, w / 2, 0.0, d / 2, h))
         for side, yaw in ((1, 0.0), (-1, math.pi)):
             for x in rng.permutation([-w / 4, w / 4])[: rng.integers(1, 3)]:
@@ -413,7 +504,9 @@ class Kit:
         w, d, h = rng.uniform(0.9, 1.2), rng.uniform(0.55, 0.7), 0.42
         rug = self.box(-w / 2 - 0.5, w / 2 + 0.5, -d / 2 - 0.5, d / 2 + 0.5, 0, 0.008, self.rug)
         stool = [self.tube(w / 2 + 0.25, rng.uniform(-0.3, 0.3), 0.2, 0.008, 0.42, self.pick(self.fabrics))]
-        return Piece([[rug], self.table_top(w, d, h, -d / 2), self.things(-w / 2, w / 2, -d / 2, d / 2, h), stool], w + 0.6, d, h)
+        return Piece(
+            [[rug], self.table_top(w, d, h, -d / 2), self.things(-w / 2, w / 2, -d / 2, d / 2, h), stool], w + 0.6, d, h
+        )
 
     def pendant(self, height: float) -> Piece:
         """A lamp that hangs from the ceiling `height` up; the frame's origin is on the floor below it."""
@@ -421,7 +514,7 @@ class Kit:
         solids = [
             self.tube(0, 0, 0.006, z, height, self.dark),
             self.tube(0, 0, 0.05, height - 0.03, height, self.white),
-            self.ball(0, 0, z - 0.1, (0.17, 0.17, 0.14), self.white, tint=(1.0, 0.93, 0.82), emission=1.3),
+            self.ball(0, 0, z - 0.1, (0.17, 0.17, 0.14), self.white, tint=(1.0, 0.93, 0.82), emission=0.8),
         ]
         bulb = Light(np.array([0, 0, z - 0.1]), np.array([0.14, 0, 0]), np.array([0, 0.14, 0]), np.zeros(3), warm * 1.3)
         return Piece([solids], 0.4, 0.4, height, [bulb])
@@ -646,4 +739,6 @@ def _moved(groups: list[list[Solid]], yaw: float, to: tuple[float, float, float]
 
 def _turned(light: Light, yaw: float, to: tuple[float, float, float]) -> Light:
     turn = _yaw(yaw)
-    return replace(light, centre=turn @ light.centre + np.array(to), u=turn @ light.u, v=turn @ light.v, normal=turn @ light.normal)
+    return replace(
+        light, centre=turn @ light.centre + np.array(to), u=turn @ light.u, v=turn @ light.v, normal=turn @ light.normal
+    )
