@@ -9,6 +9,7 @@ import argparse
 import json
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -232,7 +233,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote: a state dict, or a training checkpoint that has one as `model`."""
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, an optimiser's state, twice the size of the weights, is never read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         names = _foreign_globals(path)
         reason = f"it calls {', '.join(names)}" if names else str(error).splitlines()[0]
@@ -241,7 +243,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path.name} is not a readable checkpoint: {error}") from None
-    state = content.get("model", content) if isinstance(content, dict) else None
+    state = content
+    if isinstance(content, dict):
+        state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise CheckpointError(f"{path.name} holds no state dict")
     return state
