@@ -25,7 +25,7 @@ def noise(rng: np.random.Generator, n: int, power: float = 1.0, stretch: float =
     fy, fx = np.fft.fftfreq(n, 1 / n)[:, None], np.fft.rfftfreq(n, 1 / n)[None]
     frequency = np.hypot(fx * stretch, fy)
     gain = np.where(frequency >= min(low, n / 4), 1 / np.maximum(frequency, 1e-9) ** power, 0)
-    phase = rng.uniform(0, 2 * np.pi, gain.shape)
+    phase = rng.spawn(1)[0].uniform(0, 2 * np.pi, gain.shape)
     field = np.fft.irfft2(gain * np.exp(1j * phase), s=(n, n))
     return (field / field.std()).astype(np.float32)
 

@@ -13,12 +13,13 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from model.types import Float64
+from model.types import Float64, UInt8
 from train import materials
 from train.render import BOX, CYLINDER, ELLIPSOID, Light, Room, Solid, Texture, build, cast, intrinsics, render
 
@@ -47,40 +48,38 @@ class Kit:
         brown = np.array([0.6, 0.42, 0.27])
         # Darker and redder, or lighter and paler.
         tone = [tuple(float(v) for v in brown ** rng.uniform(0.5, 1.7)) for _ in range(3)]
-        self.woods = [self._add(materials.wood(rng, side, t), rng.uniform(0.9, 1.4)) for t in tone]
-        self.fabrics = [
-            self._add(materials.fabric(rng, side, materials.homely(rng)), rng.uniform(0.3, 0.6)) for _ in range(4)
-        ]
-        self.lacquers = [self._add(materials.plaster(rng, side, materials.homely(rng), 0.4), 1.5) for _ in range(2)]
-        self.metal = self._add(materials.metal(rng, side // 2, (0.55, 0.55, 0.57)), 0.6)
-        self.dark = self._add(materials.metal(rng, side // 2, (0.12, 0.12, 0.13)), 0.6)
-        self.stone = self._add(materials.stone(rng, side, materials.hue(rng, (0.0, 0.2), (0.6, 0.9))), 0.7)
-        self.leaf = self._add(materials.leaves(rng, side // 4), 0)
-        self.spines = self._add(materials.spines(rng, 2 * side), 0)
-        self.pictures = [self._add(materials.painting(rng, side), 0) for _ in range(4)]
-        self.prints = [self._add(materials.print_sheet(rng, side), 0) for _ in range(3)]
-        self.rug = self._add(materials.rug(rng, side), 0)
-        self.sky = self._add(materials.outdoors(rng, side // 2), 0)
-        self.white = self._add(materials.plaster(rng, side // 2, (0.93, 0.92, 0.9), 0.3), 1.5)
-        planks = materials.wood(rng, 2 * side, tuple(float(v) for v in brown * rng.uniform(0.7, 1.4)), 12)
-        light_tile = materials.hue(rng, (0.0, 0.15), (0.6, 0.9))
-        floors = [
-            lambda: self._add(planks, 1.8),
-            lambda: self._add(planks, 1.8),
-            lambda: self._add(materials.tiles(rng, side, light_tile, 4), 1.6),
-            lambda: self._add(materials.carpet(rng, side, materials.homely(rng)), 0.8),
-        ]
-        self.floor = floors[rng.integers(len(floors))]()
-        paint = materials.hue(rng, (0.03, 0.2), (0.8, 0.95))
-        plain = self._add(materials.plaster(rng, side, paint), 1.2)
-        accents = [
-            lambda: self._add(materials.brick(rng, side, (0.6, 0.33, 0.24)), 0.9),
-            lambda: self._add(materials.wallpaper(rng, side, materials.homely(rng)), 1.1),
-            lambda: self._add(materials.plaster(rng, side, materials.homely(rng), 1.5), 1.2),
-        ]
-        self.walls = [plain, plain, plain, accents[rng.integers(len(accents))]()]
+        home = partial(materials.homely, rng)
+        self.woods = [self._add(materials.wood, 1, rng.uniform(0.9, 1.4), t) for t in tone]
+        self.fabrics = [self._add(materials.fabric, 1, rng.uniform(0.3, 0.6), home()) for _ in range(4)]
+        self.lacquers = [self._add(materials.plaster, 1, 1.5, home(), 0.4) for _ in range(2)]
+        self.metal = self._add(materials.metal, 0.5, 0.6, (0.55, 0.55, 0.57))
+        self.dark = self._add(materials.metal, 0.5, 0.6, (0.12, 0.12, 0.13))
+        self.stone = self._add(materials.stone, 1, 0.7, materials.hue(rng, (0.0, 0.2), (0.6, 0.9)))
+        self.leaf = self._add(materials.leaves, 0.25, 0)
+        self.spines = self._add(materials.spines, 2, 0)
+        self.pictures = [self._add(materials.painting, 1, 0) for _ in range(4)]
+        self.prints = [self._add(materials.print_sheet, 1, 0) for _ in range(3)]
+        self.rug = self._add(materials.rug, 1, 0)
+        self.sky = self._add(materials.outdoors, 0.5, 0)
+        self.white = self._add(materials.plaster, 0.5, 1.5, (0.93, 0.92, 0.9), 0.3)
+        kind = rng.integers(4)
+        if kind < 2:
+            self.floor = self._add(materials.wood, 2, 1.8, tuple(float(v) for v in brown * rng.uniform(0.7, 1.4)), 12)
+        elif kind == 2:
+            self.floor = self._add(materials.tiles, 1, 1.6, materials.hue(rng, (0.0, 0.15), (0.6, 0.9)), 4)
+        else:
+            self.floor = self._add(materials.carpet, 1, 0.8, home())
+        plain = self._add(materials.plaster, 1, 1.2, materials.hue(rng, (0.03, 0.2), (0.8, 0.95)))
+        accent = [
+            (materials.brick, 0.9, (0.6, 0.33, 0.24)),
+            (materials.wallpaper, 1.1, home()),
+            (materials.plaster, 1.2, home(), 1.5),
+        ][rng.integers(3)]
+        self.walls = [plain, plain, plain, self._add(accent[0], 1, *accent[1:])]
 
-    def _add(self, image: np.ndarray, metres: float) -> int:
+    def _add(self, make: Callable[..., UInt8], detail: float, metres: float, *arguments: object) -> int:
+        """Draw a material with its own generator, so that a room's layout does not depend on `side`; its index."""
+        image = make(self.rng.spawn(1)[0], int(self.side * detail), *arguments)
         self.textures.append(Texture(image, metres))
         return len(self.textures) - 1
 
@@ -444,7 +443,7 @@ class Kit:
         return Piece([solids], 1.0, 0.8, 2.1)
 
     def picture(self, w: float, h: float) -> Piece:
-        image, wood = self.pick(self.pictures + self.prints), self.pick(self.woods + [self.dark])
+        image, wood = self.pick(self.pictures + self.prints), self.pick([*self.woods, self.dark])
         mount = self.rng.uniform(0.02, 0.05)
         solids = [
             self.box(-w / 2, w / 2, 0, 0.022, 0, h, wood),
@@ -742,3 +741,39 @@ def _turned(light: Light, yaw: float, to: tuple[float, float, float]) -> Light:
     return replace(
         light, centre=turn @ light.centre + np.array(to), u=turn @ light.u, v=turn @ light.v, normal=turn @ light.normal
     )
+
+
+EXAMPLE_ROOM, EXAMPLE_WALK = 24, 1
+EXAMPLE_SIZE = (1280, 960)
+EXAMPLE_FOCAL_35MM = 28
+"""As EXIF tells it: in millimetres for a film frame of the same diagonal."""
+
+
+def write_example(folder: Path, views: int = 6) -> list[Path]:
+    """Photograph the example room into JPEG files with the EXIF that a phone would write; their paths."""
+    room = make_room(EXAMPLE_ROOM, texture_side=1024, light_cell=0.05, light_samples=64)
+    focal = EXAMPLE_FOCAL_35MM * math.hypot(*EXAMPLE_SIZE) / math.hypot(36, 24) / max(EXAMPLE_SIZE)
+    poses = make_cameras(room, views, EXAMPLE_WALK, focal=focal)
+    K = intrinsics(EXAMPLE_SIZE, focal)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Scenelift", "Rendered room"
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    details[ExifTags.Base.FocalLengthIn35mmFilm] = EXAMPLE_FOCAL_35MM
+    details[ExifTags.Base.ExifImageWidth], details[ExifTags.Base.ExifImageHeight] = EXAMPLE_SIZE
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"room-{index + 1}.jpg" for index in range(views)]
+    for index, (path, pose) in enumerate(zip(paths, poses, strict=True)):
+        photo = render(room, pose, K, EXAMPLE_SIZE, rng=np.random.default_rng([EXAMPLE_ROOM, 2, index]))
+        Image.fromarray(photo.rgb).save(path, quality=88, exif=exif, optimize=True)
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Render the example photos.")
+    parser.add_argument("folder", type=Path)
+    for path in write_example(parser.parse_args().folder):
+        print(path, f"{path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
