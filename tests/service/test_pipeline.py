@@ -1,0 +1,83 @@
+"""Prediction to files in a straight line, on a room whose every pixel and pose is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scene_fixture import box_room
+
+from model.types import ReconstructionError
+from service import formats, pipeline
+from service.schemas import Options
+
+
+def ignore(stage: str, fraction: float) -> None:
+    """Nobody watches."""
+
+
+def test_a_network_s_prediction_gets_the_true_cameras_and_every_file() -> None:
+    scene = box_room(3)
+    stages = []
+    outcome = pipeline.finish(scene.prediction, scene.views, Options(), lambda stage, _: stages.append(stage))
+    assert set(outcome.files) == set(formats.available())
+    assert all(len(data) > 0 for data in outcome.files.values())
+    assert not outcome.low_confidence
+    assert outcome.warnings == ()
+    assert list(dict.fromkeys(stages)) == ["cameras", "fusion", "formats"]
+    assert {"cameras", "fusion", "formats"} <= set(outcome.metrics)
+    document = json.loads(bytes(outcome.files["cameras.json"]))
+    for found, true, view in zip(document["views"], scene.cameras, outcome.views):
+        assert view["placed"]
+        assert view["focal"] == pytest.approx(true.focal, rel=0.01)
+        np.testing.assert_allclose(found["camera_to_world"], true.camera_to_world, atol=0.02)
+
+
+def test_only_what_was_asked_for_is_written() -> None:
+    scene = box_room(2)
+    outcome = pipeline.finish(scene.prediction, scene.views, Options(outputs=("scene.splat",)), ignore)
+    assert list(outcome.files) == ["scene.splat"]
+
+
+def test_a_view_that_cannot_be_placed_is_named_and_the_rest_succeeds() -> None:
+    scene = box_room(3)
+    confidence = scene.prediction.confidence.copy()
+    confidence[1] = 0
+    outcome = pipeline.finish(replace(scene.prediction, confidence=confidence), scene.views, Options(), ignore)
+    assert [view["placed"] for view in outcome.views] == [True, False, True]
+    assert scene.views.views[1].name in outcome.warnings[0]
+    assert outcome.low_confidence
+
+
+def test_points_of_no_sense_are_said_to_be_doubtful() -> None:
+    scene = box_room(3)
+    points = scene.prediction.points.copy()
+    points[2] = np.random.default_rng(0).normal(size=points[2].shape)
+    outcome = pipeline.finish(replace(scene.prediction, points=points), scene.views, Options(), ignore)
+    assert outcome.low_confidence
+    assert scene.views.views[2].name in " ".join(outcome.warnings)
+
+
+@pytest.mark.parametrize("field", ["points", "confidence"])
+def test_not_a_number_fails_the_job_in_a_sentence(field: str) -> None:
+    scene = box_room(2)
+    broken = getattr(scene.prediction, field).copy()
+    broken.flat[7] = np.nan
+    with pytest.raises(ReconstructionError, match="not numbers"):
+        pipeline.finish(replace(scene.prediction, **{field: broken}), scene.views, Options(), ignore)
+
+
+def test_a_cancellation_stops_the_work_between_files() -> None:
+    scene = box_room(2)
+
+    class CancelledError(Exception):
+        """Raised by the progress callback."""
+
+    def progress(stage: str, fraction: float) -> None:
+        if stage == "formats" and fraction > 0.3:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        pipeline.finish(scene.prediction, scene.views, Options(), progress)
