@@ -34,9 +34,11 @@ def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
     generator = torch.Generator().manual_seed(seed)
     network = MVDUSt3R(config)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
             gain = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-            parameter.add_(gain * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(gain * noise + (1.0 if is_norm else 0.0))
     return network.eval()
 
 

@@ -1,0 +1,164 @@
+"""The exported graph answers as the network for every batch, view count and choice of references."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from export import onnx_graph
+from export.contract import DESCRIPTION_FILE, GRAPH_FILE, INPUTS, OUTPUTS, ArtifactError, read_description, sha256
+from export.onnx_graph import export_onnx, weights_sha256, write_graph
+from export.parity import ParityError, check_parity, compare
+from model.checkpoint import save
+from model.mvdust3r import MVDUSt3R
+from tests.tiny import TINY_CONFIG, TINY_SQUARE, tiny_network
+
+ALONE = dataclasses.replace(TINY_CONFIG, paths=1, encoder_depth=1, decoder_depth=1)
+
+
+@pytest.fixture(scope="module")
+def network() -> MVDUSt3R:
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(artifact / GRAPH_FILE, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "views", "references"),
+    [
+        (1, 2, (0, 1)),
+        (1, 2, (1, 0)),
+        (2, 3, (0, 1, 2)),
+        (1, 4, (0, 3, 2, 1)),
+        (3, 4, (2, 1)),
+        (1, 9, (0, 3, 6, 1)),
+        (2, 6, (5, 4, 3, 2, 1, 0)),
+    ],
+)
+def test_equal_to_torch(
+    network: MVDUSt3R, session: ort.InferenceSession, batch: int, views: int, references: tuple[int, ...]
+) -> None:
+    images = torch.rand(batch, views, 3, TINY_SQUARE, TINY_SQUARE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.inference_mode():
+        expected = network(images, references)
+    got = session.run(OUTPUTS, dict(zip(INPUTS, (images.numpy(), np.array(references)), strict=True)))
+    for name, array in zip(OUTPUTS, got, strict=True):
+        tensor = getattr(expected, name)
+        assert array.shape == tensor.shape
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-4, atol=1e-4 * float(tensor.abs().max()))
+
+
+def test_the_graph_is_what_the_contract_says(artifact: Path) -> None:
+    graph = onnx.load(artifact / GRAPH_FILE)
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(opset.domain, opset.version) for opset in graph.opset_import if opset.domain == ""] == [("", 20)]
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert not graph.functions
+    operators = {node.op_type for node in graph.graph.node}
+    assert "BatchNormalization" not in operators
+    assert not operators & {"Loop", "Scan", "If", "SequenceAt", "SplitToSequence"}
+    assert tuple(i.name for i in graph.graph.input) == INPUTS
+    assert tuple(o.name for o in graph.graph.output) == OUTPUTS
+    # A value of float64 anywhere would be cut to float32, unsaid, by TensorRT.
+    types = {tensor.data_type for tensor in graph.graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in graph.graph.value_info}
+    assert onnx.TensorProto.DOUBLE not in types
+
+
+def test_nothing_of_this_machine_is_written(artifact: Path) -> None:
+    content = (artifact / GRAPH_FILE).read_bytes()
+    for place in (Path(__file__).parent.parent.parent, Path(torch.__file__).parent):
+        assert str(place).encode() not in content
+
+
+def test_the_description_is_true(artifact: Path, network: MVDUSt3R) -> None:
+    description = read_description(artifact)
+    assert description.files == {GRAPH_FILE: sha256(artifact / GRAPH_FILE)}
+    assert description.weights_sha256 == weights_sha256(network)
+    assert description.parameters == sum(p.numel() for p in network.parameters())
+    assert (description.network, description.paths, description.square) == ("mvdust3r-plus", 4, TINY_SQUARE)
+    assert all(case["point_error_p99"] < 1e-4 for case in description.parity["noise"])
+
+
+def test_one_reference_path(tmp_path: Path) -> None:
+    """MV-DUSt3R's references have length 1, and say which view is the frame."""
+    network = tiny_network(ALONE)
+    write_graph(network, tmp_path / GRAPH_FILE, TINY_SQUARE)
+    for case in check_parity(network, tmp_path / GRAPH_FILE, TINY_SQUARE):
+        assert case["references"] == (case["views"] - 1,)
+        assert case["point_error_p99"] < 1e-4
+
+
+def test_a_graph_of_other_weights_is_refused(artifact: Path) -> None:
+    other = tiny_network(seed=1)
+    with pytest.raises(ParityError, match="differs from the checkpoint"):
+        check_parity(other, artifact / GRAPH_FILE, TINY_SQUARE)
+
+
+def test_a_slightly_wrong_weight_shows(artifact: Path, session: ort.InferenceSession) -> None:
+    """Also in the skip branch, which the network scales by 1e-4."""
+    changed = tiny_network()
+    exact = compare(changed, session, 1, 3, TINY_SQUARE)
+    with torch.no_grad():
+        changed.head.points.skip_proj[3].conv.bias += 1
+    assert compare(changed, session, 1, 3, TINY_SQUARE).point_error_median > 3 * exact.point_error_median
+
+
+def test_a_bad_graph_is_not_written(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one of other weights nor one that answers NaN: no folder is left."""
+    monkeypatch.setattr(
+        onnx_graph, "write_graph", lambda _network, path, _square: shutil.copy(artifact / GRAPH_FILE, path)
+    )
+    wrong = tiny_network(seed=1)
+    with pytest.raises(ParityError):
+        export_onnx(wrong, tmp_path / "bad", "bad", "none", square=TINY_SQUARE)
+    broken = tiny_network()
+    with torch.no_grad():
+        broken.decoder.norm.weight[0] = torch.nan
+    with pytest.raises(ParityError):
+        export_onnx(broken, tmp_path / "bad", "bad", "none", square=TINY_SQUARE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "square", "words"),
+    [("Bad Name", 32, "name"), ("../up", 32, "name"), ("good", 40, "multiple of 16"), ("good", 0, "multiple of 16")],
+)
+def test_impossible_exports_are_refused(tmp_path: Path, network: MVDUSt3R, name: str, square: int, words: str) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        export_onnx(network, tmp_path / "a", name, "none", square=square)
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path, network: MVDUSt3R) -> None:
+    with pytest.raises(ArtifactError, match="exists already"):
+        export_onnx(network, tmp_path, "a", "none")
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    from export.__main__ import export
+
+    app = Typer()
+    app.command()(export)
+    (tmp_path / "x.pth").write_bytes(b"junk")
+    result = CliRunner().invoke(app, [str(tmp_path / "x.pth"), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "x.pth" in result.output
+    assert "Traceback" not in result.output
+    save(tiny_network(), tmp_path / "mine.safetensors")
+    result = CliRunner().invoke(app, [str(tmp_path / "mine.safetensors"), "-o", str(tmp_path), "--square", "32"])
+    assert result.exit_code == 2
+    assert "exists already" in result.output
+    assert not (tmp_path / DESCRIPTION_FILE).exists()

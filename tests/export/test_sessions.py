@@ -1,0 +1,254 @@
+"""Artifacts as models: Views in, Prediction out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export import sessions
+from export.contract import DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
+from export.sessions import NetworkSession, choose_references, linear_scale, list_models, open_model, unit_rotation
+from model.types import Model, Prediction, ReconstructionError, View, Views
+from tests.tiny import TINY_SQUARE, make_tiny_artifact, tiny_network
+
+
+def silent(stage: str, fraction: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Path) -> NetworkSession:
+    return open_model(artifact, threads=1)
+
+
+def job(views: int, seed: int = 0, reference: int = 0, size: tuple[int, int] = (800, 600)) -> Views:
+    rng = np.random.default_rng(seed)
+    squares = rng.integers(0, 256, (views, TINY_SQUARE, TINY_SQUARE, 3), dtype=np.uint8)
+    image = np.zeros((6, 8, 3), np.uint8)
+    return Views(tuple(View(f"{i}.jpg", image, size, square=s) for i, s in enumerate(squares)), reference=reference)
+
+
+def test_a_prediction_is_the_networks_answer(session: NetworkSession) -> None:
+    views = job(5, reference=2)
+    model: Model = session
+    (prediction,) = model.run([views], silent)
+    assert isinstance(prediction, Prediction)
+    squares = np.stack([view.square for view in views.views])
+    images = torch.from_numpy(squares).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = tiny_network()(images, (2, 3, 0, 1))
+    np.testing.assert_allclose(prediction.points, expected.points[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(prediction.confidence, expected.confidence[0], rtol=1e-3)
+    np.testing.assert_array_equal(prediction.rgb, squares)
+    assert prediction.points.dtype == prediction.confidence.dtype == np.float32
+    assert prediction.cameras is None
+    # 800 x 600 becomes 43 x 32, of which the middle 32 columns are seen.
+    np.testing.assert_allclose(prediction.crops, [[5 * 800 / 43, 0, 37 * 800 / 43, 600]] * 5)
+    gaussians = prediction.gaussians
+    assert gaussians is not None
+    np.testing.assert_allclose(gaussians.opacity, expected.opacity[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(gaussians.rotation, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(gaussians.scale, linear_scale(expected.scale[0].numpy(), prediction.points), rtol=1e-3)
+
+
+def test_jobs_of_a_batch_are_answered_in_order_and_alone(session: NetworkSession) -> None:
+    jobs = [job(3, seed=seed) for seed in range(3)]
+    together = session.run(jobs, silent)
+    for views, prediction in zip(jobs, together, strict=True):
+        (alone,) = session.run([views], silent)
+        np.testing.assert_allclose(prediction.points, alone.points, rtol=1e-3, atol=1e-4)
+
+
+def test_one_jobs_failure_is_its_own(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = session._forward
+
+    def poisoned(*arguments):
+        outputs = forward(*arguments)
+        outputs[1][1, 0, 0, 0] = np.nan
+        outputs[0][2, 1, 0, 0, 2] = np.inf
+        return outputs
+
+    monkeypatch.setattr(session, "_forward", poisoned)
+    good, not_a_number, infinite = session.run([job(2, seed=seed) for seed in range(3)], silent)
+    assert isinstance(good, Prediction)
+    for failure in (not_a_number, infinite):
+        assert isinstance(failure, ReconstructionError)
+        assert "not finite" in failure.detail
+        assert failure.suggestion
+
+
+def test_progress_may_cancel(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During the pass, too, which then ends soon."""
+    monkeypatch.setattr(sessions, "HEARTBEAT", 0.005)
+    calls = []
+
+    def cancel(stage: str, fraction: float) -> None:
+        calls.append((stage, fraction))
+        if len(calls) == 2:
+            raise KeyError("cancelled")
+
+    with pytest.raises(KeyError, match="cancelled"):
+        session.run([job(24)] * 8, cancel)
+    assert calls == [("forward", 0.0), ("forward", 0.0)]
+    assert len(session.run([job(2)], silent)) == 1
+
+
+def test_progress_rises_to_one(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second pass of a shape knows how long the first took."""
+    monkeypatch.setattr(sessions, "HEARTBEAT", 0.005)
+    for _ in range(2):
+        seen: list[float] = []
+        session.run([job(12)] * 2, lambda stage, fraction: seen.append(fraction))  # noqa: B023
+    assert seen == sorted(seen)
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert any(0 < fraction < 1 for fraction in seen)
+
+
+def test_wrong_jobs_are_a_callers_bug(session: NetworkSession) -> None:
+    for batch in ([job(2), job(3)], [job(3), job(3, reference=1)], [job(25)], [job(1)], [job(3, reference=3)]):
+        with pytest.raises(ValueError):
+            session.run(batch, silent)
+    bare = Views(tuple(View("a.jpg", np.zeros((6, 8, 3), np.uint8), (8, 6)) for _ in range(2)))
+    with pytest.raises(ValueError, match="bug"):
+        session.run([bare], silent)
+
+
+def test_warm_up_is_a_real_pass(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.warm_up()
+    forward = session._forward
+    monkeypatch.setattr(session, "_forward", lambda *a: [np.full_like(o, np.nan) for o in forward(*a)])
+    with pytest.raises(RuntimeError, match="not finite"):
+        session.warm_up()
+
+
+@pytest.mark.parametrize(
+    ("views", "reference", "expected"),
+    [
+        (2, 0, (0, 1)),
+        (3, 0, (0, 1, 2)),
+        (3, 2, (2, 1, 0)),
+        (4, 0, (0, 3, 2, 1)),
+        (6, 0, (0, 3, 2, 1)),
+        (6, 3, (3, 0, 2, 1)),
+        (6, 5, (5, 3, 2, 1)),
+        (7, 0, (0, 3, 6, 1)),
+        (11, 6, (6, 3, 0, 1)),
+        (12, 0, (0, 4, 7, 10)),
+        (24, 0, (0, 7, 13, 19)),
+    ],
+)
+def test_references_are_upstreams_choice(views: int, reference: int, expected: tuple[int, ...]) -> None:
+    assert choose_references(views, reference, 4) == expected
+
+
+@given(views=st.integers(2, 64), paths=st.sampled_from([1, 4]), data=st.data())
+def test_references_are_valid(views: int, paths: int, data: st.DataObject) -> None:
+    reference = data.draw(st.integers(0, views - 1))
+    chosen = choose_references(views, reference, paths)
+    assert chosen[0] == reference
+    assert len(set(chosen)) == len(chosen) == min(paths, views)
+    assert set(chosen) <= set(range(views))
+
+
+def test_upstreams_reordering_has_these_references() -> None:
+    """Against the demo's exchanges of views, done literally."""
+    for views in range(2, 40):
+        order = list(range(views))
+        if views < 12:
+            exchanges = [(1, 3)] * (views > 3) + [(2, 6)] * (views > 6)
+        else:
+            exchanges = [(k, k * views // 4 + 1) for k in (1, 2, 3)]
+        for a, b in exchanges:
+            order[a], order[b] = order[b], order[a]
+        assert set(choose_references(views, 0, 4)) == set(order[:4])
+
+
+def test_scale_rule() -> None:
+    points = np.zeros((1, 1, 2, 3), np.float32)
+    points[0, 0, :, 2] = (1.0, 3.0)  # mean distance 2: limits 2e-4 and 8e-3
+    raw = np.array([[[[-1, 1e-3, 1], [2e-4, 8e-3, 0]]]], np.float32)
+    scale = linear_scale(raw, points)
+    np.testing.assert_allclose(scale, [[[[2e-4, 1e-3, 8e-3], [2e-4, 8e-3, 2e-4]]]], rtol=1e-6)
+    np.testing.assert_allclose(linear_scale(10 * raw, 10 * points), 10 * scale, rtol=1e-6)
+
+
+def test_a_rotation_without_direction_is_none() -> None:
+    rotation = unit_rotation(np.array([[0, 0, 0, 0], [0, 0, 3, 4]], np.float32))
+    np.testing.assert_allclose(rotation, [[1, 0, 0, 0], [0, 0, 0.6, 0.8]])
+
+
+def test_models_are_listed_without_opening_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("b", "a"):
+        make_tiny_artifact(tmp_path, name)
+    (tmp_path / "a" / GRAPH_FILE).write_bytes(b"junk, but not looked at")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / DESCRIPTION_FILE).write_text("{")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    models = list_models(tmp_path)
+    assert [info.name for info in models] == ["a", "b"]
+    assert models[1].square == TINY_SQUARE
+    assert models[1].bytes == (tmp_path / "b" / GRAPH_FILE).stat().st_size
+    assert "broken" in caplog.text
+    assert list_models(tmp_path / "absent") == []
+
+
+def test_listed_and_opened_models_are_described_alike(artifact: Path, session: NetworkSession) -> None:
+    assert list_models(artifact.parent) == [session.info]
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_artifact(tmp_path)
+    graph = bytearray((folder / GRAPH_FILE).read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (folder / GRAPH_FILE).write_bytes(graph)
+    with pytest.raises(ArtifactError, match="has changed"):
+        open_model(folder)
+    (folder / GRAPH_FILE).unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"surprise": 1},
+        {"square": 30},
+        {"square": "x"},
+        {"name": "../x"},
+        {"files": {"../../etc/passwd": "0"}},
+        {"max_views": 1},
+        {"mean": 0.4},
+        {"paths": None},
+    ],
+)
+def test_a_wrong_description_is_refused(tmp_path: Path, artifact: Path, change: dict) -> None:
+    folder = Path(shutil.copytree(artifact, tmp_path / "m"))
+    content = json.loads((folder / DESCRIPTION_FILE).read_text()) | change
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"model\.json"):
+        open_model(folder)
+
+
+def test_memory_is_given_back(session: NetworkSession) -> None:
+    """A worker that has done a large job is not larger ever after."""
+    import psutil
+
+    def resident() -> int:
+        return psutil.Process().memory_info().rss
+
+    session.run([job(2)], silent)
+    before = resident()
+    session.run([job(24)] * 8, silent)
+    time.sleep(0.1)
+    assert resident() - before < 60 * 2**20
