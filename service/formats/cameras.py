@@ -13,9 +13,8 @@ from model.types import Camera, Float64, Scene
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 """OpenCV camera axes (x right, y down, z forward) to OpenGL's (x right, y up, z back), and back."""
 
-MEAN_UP_WEIGHT = 0.05
-"""How much the photos' own tops count against their horizons in `up_direction`: horizons win once the cameras' headings
-spread over more than about 0.05 ** 0.5 rad, 13 degrees."""
+LEVEL, AIM = np.radians(2.0), np.radians(15.0)
+"""Standard deviations of how people hold a camera: turned about its axis, and aimed up or down."""
 
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z forward, for the world and every camera",
@@ -99,22 +98,21 @@ def intrinsics_of(camera: Camera, box: Sequence[float] | Float64, size: tuple[in
 def up_direction(cameras: Sequence[Camera | None]) -> Float64:
     """(3,) unit vector in the world that points up.
 
-    Photos are held level far more often than they are aimed level: the cameras' x axes are horizontal, so up is the
-    direction most at right angles to all of them; where the headings are too alike to tell, the mean of the cameras'
-    own ups decides. Both are reweighted (Cauchy, 0.1), which leaves out photos that lie on their side.
+    Cameras are held level more exactly than they are aimed level. Their x axes x_i being horizontal within `LEVEL` and
+    their mean up m right within `AIM`, up is the most likely u, which minimises sum (x_i . u)^2 - (LEVEL / AIM)^2
+    (m . u)^2: an eigenvector. So headings that differ tell the pitch, and alike ones leave the word to the photos' own
+    tops. Reweighted with Cauchy's loss, ever narrower down to 0.1, which leaves out photos that lie on their side.
     """
     placed = [camera.camera_to_world for camera in cameras if camera is not None]
     if not placed:
         return np.array([0.0, -1.0, 0.0])
     horizons = np.array([pose[:3, 0] for pose in placed])
     ups = np.array([-pose[:3, 1] for pose in placed])
-    angles = np.arccos(np.clip(ups @ ups.T, -1, 1))
-    up: Float64 = ups[angles.sum(axis=1).argmin()]
-    for _ in range(20):
-        weight = 1 / (1 + (horizons @ up / 0.1) ** 2) * (ups @ up > 0)
-        weight /= weight.sum()
+    up = _unit(ups.sum(axis=0) + 1e-6 * ups[0])
+    for width in np.geomspace(1, 0.1, 20):
+        weight = 1 / (1 + (horizons @ up / width) ** 2) * (ups @ up > -0.5)
         mean = _unit(weight @ ups)
-        form = (horizons * weight[:, None]).T @ horizons - MEAN_UP_WEIGHT * np.outer(mean, mean)
+        form = (horizons * weight[:, None]).T @ horizons - (LEVEL / AIM) ** 2 * np.outer(mean, mean)
         up = np.linalg.eigh(form)[1][:, 0]
         up = up * np.sign(up @ mean)
     return up

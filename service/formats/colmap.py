@@ -21,6 +21,8 @@ from service.formats.cameras import image_path, intrinsics_of
 MOST_POINTS = 20_000
 CANDIDATES = 40_000
 """Pixels tried as points: those that most views confirm are kept."""
+ENOUGH_TRACKS = 100
+"""With as many points that two views or more observe, the others are left out: bundle adjustment cannot take them."""
 LEAST_SURE_PERCENT = 25.0
 """Share of the pixels that is not tried."""
 DEPTH_TOLERANCE = 0.02
@@ -126,7 +128,10 @@ def _tracks(scene: Scene, placed: list[_Placed]) -> tuple[Float64, UInt8, Float6
         mine = own == number
         observed[number, mine] = view.corner + view.pixel * (np.stack([column, row], axis=1)[mine] + 0.5)
     length = np.isfinite(observed[..., 0]).sum(axis=0)
-    longest = np.sort(np.argsort(-length, kind="stable")[:MOST_POINTS])
+    longest = np.argsort(-length, kind="stable")[:MOST_POINTS]
+    if length[longest[:ENOUGH_TRACKS]].min() > 1:
+        longest = longest[length[longest] > 1]
+    longest.sort()
     return points[longest], colours[longest], observed[:, longest]
 
 

@@ -21,11 +21,11 @@ FRUSTUM_SHARE = 0.06
 
 
 def encode(scene: Scene) -> bytearray:
-    """scene.glb: y up (see `upright_rotation`), the reference camera at the origin, which looks along -z.
+    """scene.glb: y up, the reference camera at the origin with its heading along -z (see `upright_rotation`).
 
     Colours are linear, as glTF wants COLOR_0, with 16 bits so that dark tones survive it. Each camera is a node named
-    after its photo, with the pose, a glTF camera to look through and its frustum as lines. `extras.world_to_gltf` of
-    the scene is the rotation (row by row) from the other files' axes.
+    after its photo, with its pose, its frustum as lines and, as a child, a glTF camera to look through.
+    `extras.world_to_gltf` of the scene is the rotation (row by row) from the other files' axes.
     """
     rotation = upright_rotation(scene)
     points: Float32 = scene.cloud.points @ rotation.T.astype(np.float32)
@@ -48,7 +48,9 @@ def encode(scene: Scene) -> bytearray:
         hue = colorsys.hsv_to_rgb(index / len(scene.cameras), 0.85, 0.9)
         node = file.node(f"camera {index + 1}: {view.name}", {"POSITION": file.add(lines, "VEC3", FLOAT)}, LINES, hue)
         node["matrix"] = pose.T.ravel().tolist()
-        node["camera"] = len(file.document["cameras"])
+        # The lens is a node of its own: some readers take a node with a camera for nothing else.
+        node["children"] = [len(file.document["nodes"])]
+        file.document["nodes"].append({"name": f"lens {index + 1}", "camera": len(file.document["cameras"])})
         file.document["cameras"].append(
             {
                 "type": "perspective",

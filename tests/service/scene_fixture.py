@@ -21,7 +21,7 @@ def box_room(
     unplaced: tuple[int, ...] = (),
     noise: float = 0.0,
 ) -> Scene:
-    """`count` cameras, `yaw_step` degrees apart and pitched down by `pitch` degrees; the world is the first one's frame.
+    """`count` cameras, `yaw_step` degrees apart, pitched down by `pitch` degrees; the world is the first one's frame.
 
     grid is (height, width), original and image are (width, height). The grid shows the middle of the photo: its crop
     leaves out an eighth at the left and at the right. noise moves every point along its ray, as a share of its depth.
@@ -63,7 +63,7 @@ def box_room(
 
 
 def up_in_world(pitch: float) -> np.ndarray:
-    """The room's up, in the frame of its first camera without yaw (`yaw_step=0` or one camera)."""
+    """(3,) the room's up in the frame of any of its cameras: turning them to the side does not change it."""
     return _pose(np.zeros(3), 0, np.radians(pitch))[:3, :3].T @ np.array([0, -1.0, 0])
 
 
