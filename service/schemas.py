@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,9 @@ OUTPUTS: dict[str, str] = {
 }
 """Every result file and its content type."""
 
+Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
+FINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
+
 
 class Options(BaseModel):
     """How to reconstruct: the fields of `POST /reconstruct` beside the photos."""
@@ -34,3 +38,154 @@ class Options(BaseModel):
     reference: int = Field(0, ge=0)
     """Index of the photo whose camera is the origin."""
     focal: Literal["shared", "per-view"] = "shared"
+
+
+class ViewDocument(BaseModel):
+    """One photo of a job. Once the job is done, what was found out about it comes along (`focal`, ...)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    width: int
+    """Of the upright original, in pixels."""
+    height: int
+    focal: float | None = None
+    """Focal length in pixels of the ORIGINAL image; null until solved, or where the photo could not be placed."""
+
+
+class FileDocument(BaseModel):
+    name: str
+    bytes: int
+    content_type: str
+    url: str
+    sha256: str
+
+
+class ErrorDocument(BaseModel):
+    """Why a job failed."""
+
+    type: str
+    detail: str
+    suggestion: str = ""
+
+
+class Links(BaseModel):
+    self: str
+    events: str
+    cancel: str
+    files: str
+
+
+class JobDocument(BaseModel):
+    id: str
+    status: Status
+    stage: str
+    progress: float = Field(ge=0, le=1)
+    queue_position: int | None
+    """Jobs ahead of this one; null once it has started."""
+    model: str
+    options: Options
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    views: list[ViewDocument]
+    files: list[FileDocument]
+    error: ErrorDocument | None
+    warnings: list[str]
+    low_confidence: bool
+    """The model doubts the whole reconstruction."""
+    metrics: dict[str, float]
+    """Seconds a stage, batch size, and what the model measured."""
+    links: Links
+
+
+class ModelEntry(BaseModel):
+    """A model and what it takes."""
+
+    name: str
+    network: str
+    licence: str
+    engine: str
+    square: int | None
+    max_batch: int
+    min_views: int
+    max_views: int
+    parameters: int
+    bytes: int
+    device: str
+
+
+class ModelDocument(ModelEntry):
+    default: bool
+    """Taken where a request names no model."""
+
+
+class ModelsDocument(BaseModel):
+    models: list[ModelDocument]
+
+
+class DeviceDocument(BaseModel):
+    name: str
+    memory_total: int
+    """Bytes."""
+    memory_used: int
+
+
+class CheckDocument(BaseModel):
+    """A real tiny forward pass with a deadline and a NaN test."""
+
+    at: datetime
+    ok: bool
+    seconds: float
+    detail: str = ""
+
+
+class WorkerDocument(BaseModel):
+    id: str
+    host: str
+    pid: int
+    device: DeviceDocument
+    engine: str
+    models: list[ModelEntry]
+    state: Literal["starting", "ready", "busy", "draining", "unhealthy"]
+    batch: int
+    """Jobs in the pass that runs now."""
+    jobs_running: int
+    jobs_done: int
+    jobs_failed: int
+    started_at: datetime
+    last_heartbeat: datetime
+    last_check: CheckDocument | None
+
+
+class WorkersDocument(BaseModel):
+    workers: list[WorkerDocument]
+
+
+class ReadinessDocument(BaseModel):
+    ready: bool
+    reasons: list[str]
+    """Why not, in words."""
+
+
+class QueueDocument(BaseModel):
+    depth: int
+    """Jobs waiting or running."""
+    waiting: int
+    limit: int
+
+
+class HealthDocument(ReadinessDocument):
+    queue: QueueDocument | None
+    workers: list[WorkerDocument]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    suggestion: str = ""

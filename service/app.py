@@ -1,0 +1,190 @@
+"""The API process: its parts put together, and every error as problem details."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Problem
+from service.jobs import Queue
+from service.metrics import ApiMetrics
+from service.models import Registry
+from service.routes import Backend, router
+from service.schemas import ProblemDocument
+from service.settings import Settings
+from service.storage import Storage
+from service.watch import Watcher
+
+log = structlog.get_logger()
+
+DESCRIPTION = "A handful of photos in; a coloured point cloud, cameras and Gaussians out."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API over the queue and the storage that the settings name."""
+    metrics = ApiMetrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        queue = Queue(settings)
+        watcher = Watcher(queue)
+        app.state.backend = Backend(
+            settings=settings,
+            queue=queue,
+            storage=Storage(settings.data_dir),
+            registry=Registry(settings.models_dir),
+            watcher=watcher,
+            metrics=metrics,
+            places=asyncio.Semaphore(min(4, os.cpu_count() or 1)),
+        )
+        listening = asyncio.create_task(watcher.run())
+        try:
+            yield
+        finally:
+            watcher.stop()
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+            await queue.close()
+
+    app = FastAPI(title="Scenelift", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.include_router(router)
+    app.add_middleware(_Measured, metrics=metrics)
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RedisError, _no_queue)
+    app.add_exception_handler(Exception, _unexpected)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run the API until it is told to stop."""
+    # Uploads spool here, and leave no name behind: a disk of known size, not whatever holds /tmp.
+    spool = settings.data_dir / "tmp"
+    spool.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(spool)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        server_header=False,
+    )
+    _Server(config, app).run()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but whoever waits for a job is let go when it is to stop: else it would wait for them."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, *arguments: object, **keywords: object) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(*arguments, **keywords)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._app.state.backend.watcher.stop)
+        super().handle_exit(sig, frame)
+
+
+class _Measured:
+    """Count and time requests by their route."""
+
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - how Starlette types its handlers
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    if error.status_code == 404:
+        problem = Problem(404, "not-found", "There is nothing at this address.", "GET /docs lists what there is.")
+    elif error.status_code == 405:
+        problem = Problem(
+            405, "method-not-allowed", f"{request.method} cannot be used here.", headers=dict(error.headers or {})
+        )
+    else:
+        problem = Problem(error.status_code, "bad-request", str(error.detail), headers=dict(error.headers or {}))
+    return problem.response()
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return Problem(422, "invalid-request", f"{place}: {first['msg']}.").response()
+
+
+async def _no_queue(_request: Request, error: Exception) -> Response:
+    log.error("the queue cannot be reached", error=str(error))
+    return Problem(
+        503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2
+    ).response()
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    return Problem(500, "internal-error", "Something went wrong inside the service.").response()
+
+
+def _openapi(app: FastAPI) -> dict[str, object]:
+    """FastAPI's description, with the problem document that every route refers to."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema["components"]["schemas"]["ProblemDocument"] = ProblemDocument.model_json_schema()
+        for path in schema["paths"].values():
+            for operation in path.values():
+                # What FastAPI would say of invalid requests; ours are problems, which `default` describes.
+                operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,233 @@
+"""`scenelift`: the command line. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.schemas import OUTPUTS
+from service.settings import Settings
+
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="scenelift",
+    help="A handful of photos in; a coloured point cloud, cameras and Gaussians out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    app()
+
+
+def _settings_help() -> str:
+    """Every setting with its default, as `scenelift serve --help` prints them."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.default if field.default != "" else "empty"
+        rows.append(f"`SCENELIFT_{name.upper()}` = {default}: {field.description}")
+    return "**Settings**, from the environment or a `.env` file:\n\n" + "\n\n".join(rows)
+
+
+def _fail(line: str) -> NoReturn:
+    """One clear line, exit code 2."""
+    err.print(line, style="red")
+    raise typer.Exit(BAD_INPUT)
+
+
+@app.command(epilog=_settings_help())
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: SCENELIFT_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: SCENELIFT_PORT.")] = None,
+) -> None:
+    """Run everything on this machine: queue (unless SCENELIFT_REDIS_URL is set), worker and API."""
+    from service import logs
+    from service.supervisor import Supervisor, SupervisorError, environment
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = Settings().model_copy(update=given)
+    logs.configure(json=settings.log_json)
+    environment(settings)
+
+    def started() -> None:
+        address = f"http://{settings.host}:{settings.port}"
+        out.print(f"\n[bold]Scenelift[/bold] is on [bold]{address}[/bold]  (stop with Ctrl-C)\n\nTry:\n")
+        out.print(f"  {example(address)}\n", soft_wrap=True)
+
+    try:
+        Supervisor(settings).run(started)
+    except (SupervisorError, PermissionError) as error:
+        _fail(str(error))
+
+
+def example(address: str) -> str:
+    """One command to try, with the example photos that come with the source."""
+    photos = sorted((Path(__file__).parents[1] / "docs" / "example").glob("*.jpg"))
+    names = [os.path.relpath(photo) for photo in photos] or ["one.jpg", "two.jpg", "three.jpg"]
+    return f"curl {' '.join(f'-F images=@{name}' for name in names)} -H 'Prefer: wait=120' {address}/reconstruct"
+
+
+@app.command()
+def api() -> None:
+    """Run the API alone; the queue is SCENELIFT_REDIS_URL, or that of a `serve` on the same data folder."""
+    from service import logs
+    from service.app import serve as serve_api
+
+    settings = Settings()
+    logs.configure(json=settings.log_json)
+    serve_api(settings)
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker alone; the queue is SCENELIFT_REDIS_URL, or that of a `serve` on the same data folder."""
+    from service.models import Registry
+    from service.worker import run
+
+    settings = Settings()
+    run(settings, Registry(settings.models_dir))
+
+
+@app.command()
+def reconstruct(
+    photos: Annotated[list[Path], typer.Argument(help="Photos of one place, at least two.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the files to.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="One of `scenelift models`; default: the default one.")] = None,
+    confidence_percentile: Annotated[float, typer.Option(help="Percent of the least sure pixels to leave out.")] = 3.0,
+    outputs: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: all.")] = "",
+    max_points: Annotated[int, typer.Option(help="Points to keep, at most.")] = 1_500_000,
+    reference: Annotated[int, typer.Option(help="Number of the photo whose camera is the origin, from 0.")] = 0,
+    focal: Annotated[str, typer.Option(help="`shared` by the photos of one camera, or `per-view`.")] = "shared",
+) -> None:
+    """Reconstruct without a server: photos in, files out."""
+    from service import local
+    from service.errors import Problem
+
+    with Progress(
+        TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+        console=err, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("loading", total=1.0)
+        try:
+            outcome = local.reconstruct(
+                photos,
+                Settings(),
+                model,
+                {
+                    "confidence_percentile": confidence_percentile,
+                    "outputs": [name.strip() for name in outputs.split(",") if name.strip()],
+                    "max_points": max_points,
+                    "reference": reference,
+                    "focal": focal,
+                },
+                lambda stage, done: bar.update(task, description=stage, completed=done),
+            )
+        except Problem as problem:
+            bar.stop()
+            _fail(" ".join((problem.detail, problem.suggestion)).strip())
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, data in outcome.files.items():
+            (output / name).write_bytes(data)
+    except OSError as error:
+        _fail(f"Cannot write to {output}: {error.strerror}.")
+    for warning in outcome.warnings:
+        err.print(warning, style="yellow")
+    if outcome.low_confidence:
+        err.print("The reconstruction is doubtful as a whole.", style="yellow")
+    out.print(f"{len(outcome.files)} files in {output}: {', '.join(outcome.files)}")
+
+
+models_app = typer.Typer(help="The models that this installation can serve.", invoke_without_command=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback()
+def models(context: typer.Context) -> None:
+    """List the models that this installation can serve."""
+    if context.invoked_subcommand is not None:
+        return
+    from service.models import Registry
+
+    registry = Registry(Settings().models_dir)
+    default = registry.default()
+    table = Table("name", "network", "photos", "size", "licence", "engine", box=None, pad_edge=False)
+    for info in registry.infos():
+        name = f"{info.name} (default)" if info.name == default else info.name
+        size = f"{info.bytes / 1e6:.0f} MB" if info.bytes else "-"
+        engine = f"{info.engine} on {info.device}" if info.engine != info.device else info.engine
+        table.add_row(name, info.network, f"{info.min_views}-{info.max_views}", size, info.licence, engine)
+    out.print(table)
+
+
+@models_app.command("default")
+def models_default(name: str) -> None:
+    """Make NAME the model that is used where none is named."""
+    from service.models import Registry
+
+    registry = Registry(Settings().models_dir)
+    try:
+        registry.set_default(name)
+    except KeyError:
+        _fail(f"There is no model {name!r}; there are {', '.join(info.name for info in registry.infos())}.")
+    out.print(f"{name} is the default.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine; exit code 1 where something that is needed does not."""
+    from service.doctor import examine
+
+    findings = asyncio.run(examine(Settings()))
+    marks = {True: "[green]ok[/green]  ", False: "[red]fail[/red]", None: "-   "}
+    for finding in findings:
+        out.print(f"{marks[finding.ok]}  {finding.what:<12} {finding.detail}")
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def export(
+    context: typer.Context,
+    checkpoint: Annotated[Path, typer.Argument(help="A released or own checkpoint.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False)],
+) -> None:
+    """Export a checkpoint to ONNX and check it. Further options go to `python -m export`."""
+    command = (sys.executable, "-m", "export", str(checkpoint), "-o", str(output), *context.args)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def openapi(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; default: standard output.")
+    ] = None,
+) -> None:
+    """Print the API's description, the content of openapi.json."""
+    text = openapi_text()
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def openapi_text() -> str:
+    from service.app import create_app
+
+    return json.dumps(create_app(Settings()).openapi(), indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,482 @@
+"""The job's record and the queue: Redis Streams with leases. Every change of state is one atomic Lua script.
+
+Keys, all in one hash slot:
+    {scenelift}:jobs             the stream; an entry holds a job's id alone
+    {scenelift}:job:<id>         the record, a hash; it gets its time to live when the job ends
+    {scenelift}:idempotency:<h>  an Idempotency-Key's hash -> the job that it made
+    {scenelift}:worker:<id>      a worker's last heartbeat, gone when it stays away
+    {scenelift}:events           channel: ids of jobs whose record changed
+    {scenelift}:cancel           channel: ids of running jobs that are to stop
+
+A job belongs to the worker that read it from the stream for as long as that worker renews its lease. Whoever finds an
+entry whose lease ran out claims it; `attempts` counts the tries. What a worker that lost its lease still does is
+refused by `FINISH`, so a job ends exactly once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.schemas import FINAL, JobDocument, Links, Options, Status, WorkerDocument
+from service.settings import Settings
+
+PREFIX = "{scenelift}"
+STREAM = f"{PREFIX}:jobs"
+GROUP = "workers"
+EVENTS = f"{PREFIX}:events"
+CANCELS = f"{PREFIX}:cancel"
+WORKERS = f"{PREFIX}:workers"
+
+
+def _job_key(job: str) -> str:
+    return f"{PREFIX}:job:{job}"
+
+
+# What every script may use. Redis allows scripts to build keys as long as they stay in the slot of those named.
+_COMMON = """
+local STREAM, GROUP, PREFIX = '{scenelift}:jobs', 'workers', '{scenelift}:job:'
+local function now()
+  local t = redis.call('TIME')
+  return string.format('%d.%06d', t[1], t[2])
+end
+local function changed(id) redis.call('PUBLISH', '{scenelift}:events', id) end
+local function acknowledge(entry)
+  redis.call('XACK', STREAM, GROUP, entry)
+  redis.call('XDEL', STREAM, entry)
+end
+local function final(status) return status == 'succeeded' or status == 'failed' or status == 'canceled' end
+local function close(key, id, ttl, fields)
+  redis.call('HSET', key, 'finished_at', now(), 'expires_at', now() + ttl, unpack(fields))
+  redis.call('HDEL', key, 'cancel')
+  redis.call('EXPIRE', key, ttl)
+  changed(id)
+end
+"""
+
+# KEYS job, idempotency (optional). ARGV id, limit, fingerprint, key's ttl, fields...
+_ENQUEUE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'new', ARGV[1]} end
+if KEYS[2] then
+  local known = redis.call('HMGET', KEYS[2], 'id', 'fingerprint')
+  if known[1] and redis.call('EXISTS', PREFIX .. known[1]) == 1 then
+    if known[2] == ARGV[3] then return {'same', known[1]} end
+    return {'conflict', known[1]}
+  end
+end
+if redis.call('XLEN', STREAM) >= tonumber(ARGV[2]) then return {'full', ''} end
+local entry = redis.call('XADD', STREAM, '*', 'id', ARGV[1])
+redis.call('HSET', KEYS[1], 'status', 'queued', 'stage', 'queued', 'progress', 0, 'attempts', 0,
+  'entry', entry, 'created_at', now(), unpack(ARGV, 5))
+if KEYS[2] then
+  redis.call('HSET', KEYS[2], 'id', ARGV[1], 'fingerprint', ARGV[3])
+  redis.call('EXPIRE', KEYS[2], ARGV[4])
+end
+changed(ARGV[1])
+return {'new', ARGV[1]}
+"""
+
+# KEYS job. ARGV id, entry, worker, most attempts, ttl, error document.
+# Answers the record, or why there is nothing to do: lost (another worker's), gone (ended or deleted), convicted.
+_TAKE = """
+local pending = redis.call('XPENDING', STREAM, GROUP, ARGV[2], ARGV[2], 1)
+if #pending == 0 or pending[1][2] ~= ARGV[3] then return 'lost' end
+local job = redis.call('HMGET', KEYS[1], 'status', 'cancel')
+if not job[1] or final(job[1]) then acknowledge(ARGV[2]) return 'gone' end
+if job[2] then
+  acknowledge(ARGV[2])
+  close(KEYS[1], ARGV[1], ARGV[5], {'status', 'canceled', 'stage', 'canceled'})
+  return 'gone'
+end
+local attempts = redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+if attempts > tonumber(ARGV[4]) then
+  acknowledge(ARGV[2])
+  close(KEYS[1], ARGV[1], ARGV[5], {'status', 'failed', 'stage', 'failed', 'error', ARGV[6]})
+  return 'convicted'
+end
+redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 'loading', 'progress', 0, 'owner', ARGV[3],
+  'started_at', now())
+changed(ARGV[1])
+return redis.call('HGETALL', KEYS[1])
+"""
+
+# KEYS job. ARGV id, worker, attempt, ttl, fields... Repeating the call that ended the job is fine.
+_FINISH = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'attempts', 'entry')
+if job[2] ~= ARGV[2] or job[3] ~= ARGV[3] then return 0 end
+if job[1] ~= 'running' then return final(job[1]) and 1 or 0 end
+acknowledge(job[4])
+close(KEYS[1], ARGV[1], ARGV[4], {unpack(ARGV, 5)})
+return 1
+"""
+
+# KEYS job. ARGV id, worker, attempt, lease in ms, attempts to give back. The entry is at once free to be claimed.
+_RELEASE = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'attempts', 'entry')
+if job[1] ~= 'running' or job[2] ~= ARGV[2] or job[3] ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'stage', 'queued', 'progress', 0)
+redis.call('HDEL', KEYS[1], 'owner', 'started_at')
+redis.call('HINCRBY', KEYS[1], 'attempts', -ARGV[5])
+redis.call('XCLAIM', STREAM, GROUP, ARGV[2], 0, job[4], 'IDLE', ARGV[4], 'JUSTID')
+changed(ARGV[1])
+return 1
+"""
+
+# KEYS job. ARGV worker, attempt. Answers 0 not mine any more, 1 renewed, 2 renewed and to be cancelled.
+_RENEW = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'attempts', 'entry', 'cancel')
+if job[1] ~= 'running' or job[2] ~= ARGV[1] or job[3] ~= ARGV[2] then return 0 end
+redis.call('XCLAIM', STREAM, GROUP, ARGV[1], 0, job[4], 'JUSTID')
+return job[5] and 2 or 1
+"""
+
+# KEYS job. ARGV id, worker, attempt, stage, progress.
+_PROGRESS = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'attempts')
+if job[1] ~= 'running' or job[2] ~= ARGV[2] or job[3] ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], 'stage', ARGV[4], 'progress', ARGV[5])
+changed(ARGV[1])
+return 1
+"""
+
+# KEYS job. ARGV id, ttl. The entry of a queued job stays in the stream until it is taken: deleting an undelivered entry
+# would make the group's lag unknown, which autoscalers live on.
+_CANCEL = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return 'unknown' end
+if status == 'queued' then
+  close(KEYS[1], ARGV[1], ARGV[2], {'status', 'canceled', 'stage', 'canceled'})
+elseif status == 'running' then
+  redis.call('HSET', KEYS[1], 'cancel', '1')
+  redis.call('PUBLISH', '{scenelift}:cancel', ARGV[1])
+end
+return status
+"""
+
+# KEYS job. Answers the record and how many entries before this job's no worker has read yet.
+_SNAPSHOT = """
+local record = redis.call('HGETALL', KEYS[1])
+if redis.call('HGET', KEYS[1], 'status') ~= 'queued' then return {record, 0} end
+local last = '0-0'
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', STREAM)) do
+  for i = 1, #group, 2 do
+    if group[i] == 'last-delivered-id' then last = group[i + 1] end
+  end
+end
+local entry = redis.call('HGET', KEYS[1], 'entry')
+return {record, math.max(0, #redis.call('XRANGE', STREAM, '(' .. last, entry) - 1)}
+"""
+
+# ARGV idle ms. A consumer with nothing pending that nobody has heard of for so long is a worker that died.
+_PRUNE = """
+if redis.call('EXISTS', STREAM) == 0 then return 0 end
+local removed = 0
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', STREAM, GROUP)) do
+  local known = {}
+  for i = 1, #consumer, 2 do known[consumer[i]] = consumer[i + 1] end
+  if known.pending == 0 and known.idle > tonumber(ARGV[1]) then
+    redis.call('XGROUP', 'DELCONSUMER', STREAM, GROUP, known.name)
+    removed = removed + 1
+  end
+end
+return removed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A job that is this worker's to do."""
+
+    id: str
+    attempt: int
+    model: str
+    options: Options
+    photos: list[dict[str, Any]]
+    created_at: float
+    started_at: float
+
+
+class Queue:
+    """The queue, as the API and the workers see it. Raises redis.exceptions.RedisError while the server is away."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # redis-py's annotations allow every form of answer at once; ours are lists and strings (RESP 2, decoded).
+        self._redis: Any = connect(settings.queue_url)
+        script = self._redis.register_script
+        self._enqueue = script(_COMMON + _ENQUEUE)
+        self._take = script(_COMMON + _TAKE)
+        self._finish = script(_COMMON + _FINISH)
+        self._release = script(_COMMON + _RELEASE)
+        self._renew = script(_COMMON + _RENEW)
+        self._progress = script(_COMMON + _PROGRESS)
+        self._cancel = script(_COMMON + _CANCEL)
+        self._snapshot = script(_COMMON + _SNAPSHOT)
+        self._prune = script(_COMMON + _PRUNE)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        await self._redis.ping()
+
+    # The API's side
+
+    async def depth(self) -> tuple[int, int]:
+        """Jobs in the stream, and those of them that no worker has read yet."""
+        depth = await self._redis.xlen(STREAM)
+        groups = await self._redis.xinfo_groups(STREAM) if depth else []
+        last = groups[0]["last-delivered-id"] if groups else "0-0"
+        waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
+        return depth, waiting
+
+    async def known(self, idempotency_key: str) -> bool:
+        """Whether this key has already made a job that still exists."""
+        job = await self._redis.hget(_idempotency_key(idempotency_key), "id")
+        return job is not None and bool(await self._redis.exists(_job_key(job)))
+
+    async def enqueue(
+        self,
+        job: str,
+        model: str,
+        options: Options,
+        photos: list[dict[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+    ) -> tuple[str, str]:
+        """Append a job. Answers (`new`, its id), (`same` or `conflict`, the id that the key made), or (`full`, "")."""
+        keys = [_job_key(job)]
+        if idempotency_key is not None:
+            keys.append(_idempotency_key(idempotency_key))
+        fields = ("model", model, "options", options.model_dump_json(), "photos", json.dumps(photos))
+        limit, ttl = self._settings.queue_limit, self._settings.idempotency_seconds
+        answer: list[str] = await self._enqueue(keys, (job, limit, fingerprint, ttl, *fields))
+        return answer[0], answer[1]
+
+    async def document(self, job: str) -> JobDocument | None:
+        """The job's record as users see it, or None."""
+        record, ahead = await self._snapshot([_job_key(job)])
+        fields = dict(zip(record[::2], record[1::2]))
+        return _document(job, fields, ahead) if "status" in fields else None
+
+    async def attempt(self, job: str) -> int:
+        """The attempt whose files are the job's."""
+        return int(await self._redis.hget(_job_key(job), "attempts") or 0)
+
+    async def cancel(self, job: str) -> str:
+        """Ask for a stop. Answers the status that the job was in, or `unknown`."""
+        status: str = await self._cancel([_job_key(job)], (job, self._settings.result_seconds))
+        return status
+
+    async def forget(self, job: str) -> None:
+        """Remove the record. Its entry, where there still is one, is dropped when a worker meets it."""
+        await self._redis.delete(_job_key(job))
+
+    async def workers(self) -> list[WorkerDocument]:
+        """The workers whose last heartbeat still counts."""
+        names = sorted(await self._redis.smembers(WORKERS))
+        beats = await self._redis.mget([f"{PREFIX}:worker:{name}" for name in names]) if names else []
+        gone = [name for name, beat in zip(names, beats) if beat is None]
+        if gone:
+            await self._redis.srem(WORKERS, *gone)
+        return [WorkerDocument.model_validate_json(beat) for beat in beats if beat is not None]
+
+    # The worker's side
+
+    async def join(self) -> None:
+        """Make the group; from the stream's start, so that jobs queued before the first worker came are done too."""
+        try:
+            await self._redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read(self, reader: Redis, worker: str, room: int, block_ms: int) -> list[tuple[str, str]]:
+        """Wait for up to `room` new entries, as (entry, job). `reader` is a connection of its own: reads block."""
+        answer: Any = await reader.xreadgroup(GROUP, worker, {STREAM: ">"}, count=room, block=block_ms)
+        return [(entry, fields["id"]) for _, entries in answer for entry, fields in entries]
+
+    async def claim(self, worker: str) -> tuple[str, str] | None:
+        """Claim one entry whose lease ran out, as (entry, job)."""
+        cursor, lease = "0-0", int(self._settings.lease_seconds * 1000)
+        while True:
+            cursor, entries, *_ = await self._redis.xautoclaim(STREAM, GROUP, worker, lease, cursor, count=1)
+            for entry, fields in entries:
+                if fields:  # a deleted entry comes without a body
+                    return entry, fields["id"]
+            if cursor == "0-0":
+                return None
+
+    async def overdue(self) -> bool:
+        """Whether any entry's lease has run out."""
+        lease = int(self._settings.lease_seconds * 1000)
+        return bool(await self._redis.xpending_range(STREAM, GROUP, "-", "+", 1, idle=lease))
+
+    async def take(self, entry: str, job: str, worker: str) -> Taken | str:
+        """Begin an attempt at an entry that was read or claimed. Answers `lost`, `gone` or `convicted` otherwise."""
+        error = {
+            "type": "worker-crashed",
+            "detail": f"The worker stopped unexpectedly {self._settings.max_attempts} times while working on this job.",
+            "suggestion": "Try fewer or smaller photos.",
+        }
+        arguments = (job, entry, worker, self._settings.max_attempts, self._settings.result_seconds, json.dumps(error))
+        answer: str | list[str] = await self._take([_job_key(job)], arguments)
+        if isinstance(answer, str):
+            return answer
+        record = dict(zip(answer[::2], answer[1::2]))
+        return Taken(
+            id=job,
+            attempt=int(record["attempts"]),
+            model=record["model"],
+            options=Options.model_validate_json(record["options"]),
+            photos=json.loads(record["photos"]),
+            created_at=float(record["created_at"]),
+            started_at=float(record["started_at"]),
+        )
+
+    async def hand_back(self, entry: str, worker: str) -> None:
+        """Give up an entry that was read but not taken: any worker may claim it at once."""
+        lease = int(self._settings.lease_seconds * 1000)
+        await self._redis.xclaim(STREAM, GROUP, worker, 0, [entry], idle=lease, justid=True)
+
+    async def progress(self, job: str, worker: str, attempt: int, stage: str, progress: float) -> bool:
+        return bool(await self._progress([_job_key(job)], (job, worker, attempt, stage, round(progress, 4))))
+
+    async def finish(self, job: str, worker: str, attempt: int, status: Status, fields: Mapping[str, Any]) -> bool:
+        """End the job; False where it is not this worker's any more. `fields` are JSON-able; None leaves one out."""
+        flat: list[str] = ["status", status, "stage", status]
+        for name, value in fields.items():
+            flat += [name, json.dumps(value)]
+        arguments: tuple[str | int, ...] = (job, worker, attempt, self._settings.result_seconds, *flat)
+        return bool(await self._finish([_job_key(job)], arguments))
+
+    async def release(self, job: str, worker: str, attempt: int, *, refund: bool) -> bool:
+        """Put a running job back for another try, at once; `refund` gives the attempt back."""
+        lease = int(self._settings.lease_seconds * 1000)
+        return bool(await self._release([_job_key(job)], (job, worker, attempt, lease, int(refund))))
+
+    async def renew(self, job: str, worker: str, attempt: int) -> int:
+        """Renew the lease: 0 the job is not this worker's any more, 1 it is, 2 it is and is to be cancelled."""
+        return int(await self._renew([_job_key(job)], (worker, attempt)))
+
+    async def heartbeat(self, document: WorkerDocument) -> None:
+        seconds = max(2, round(3 * self._settings.lease_seconds))
+        await self._redis.set(f"{PREFIX}:worker:{document.id}", document.model_dump_json(), ex=seconds)
+        await self._redis.sadd(WORKERS, document.id)
+
+    async def leave(self, worker: str) -> None:
+        """Say goodbye; the consumer goes unless something is still pending under its name."""
+        await self._redis.delete(f"{PREFIX}:worker:{worker}")
+        await self._redis.srem(WORKERS, worker)
+        if not await self._redis.xpending_range(STREAM, GROUP, "-", "+", 1, consumername=worker):
+            await self._redis.xgroup_delconsumer(STREAM, GROUP, worker)
+
+    async def prune(self, idle_seconds: float = 3600.0) -> int:
+        """Forget the consumers of workers that died long ago."""
+        return int(await self._prune([], (int(idle_seconds * 1000),)))
+
+    async def turn_to_sweep(self) -> bool:
+        """Whether the caller is the one worker that sweeps storage in this interval."""
+        interval = max(1, int(self._settings.sweep_seconds * 1000))
+        return bool(await self._redis.set(f"{PREFIX}:sweep", 1, nx=True, px=interval))
+
+    async def missing(self, jobs: list[str]) -> list[str]:
+        """Those of `jobs` that have no record (any more)."""
+        return [job for job in jobs if not await self._redis.exists(_job_key(job))]
+
+    async def ended(self, job: str) -> bool:
+        """Whether the job has ended or is gone."""
+        status = await self._redis.hget(_job_key(job), "status")
+        return status is None or status in FINAL
+
+    async def listen(self, channel: str) -> AsyncIterator[str]:
+        """Messages of a channel, for ever. The first is "": the subscription holds from then on."""
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe(channel)
+            yield ""
+            async for message in _messages(pubsub):
+                yield message
+
+
+async def _messages(pubsub: PubSub) -> AsyncIterator[str]:
+    while True:
+        message = await pubsub.get_message(timeout=5.0)
+        if message is not None:
+            yield str(message["data"])
+
+
+def connect(url: str, *, blocking: bool = False) -> Redis:
+    """A client of the queue's server; a `blocking` one has no read timeout of its own shorter than a blocked read."""
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
+    client: Redis = Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=30.0 if blocking else 10.0,
+        socket_connect_timeout=5.0,
+        retry=Retry(ExponentialBackoff(), 0) if blocking else retry,
+        retry_on_error=[] if blocking else [RedisConnectionError, RedisTimeoutError],
+    )
+    return client
+
+
+async def answers(url: str) -> bool:
+    """Whether a server answers PING at `url`."""
+    client: Redis = Redis.from_url(url, socket_timeout=2.0, retry=Retry(ExponentialBackoff(), 0), retry_on_error=[])
+    try:
+        return bool(await client.ping())
+    except (RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()
+
+
+def _idempotency_key(key: str) -> str:
+    return f"{PREFIX}:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _moment(record: Mapping[str, str], name: str) -> datetime | None:
+    return datetime.fromtimestamp(float(record[name]), UTC) if name in record else None
+
+
+def _document(job: str, record: Mapping[str, str], ahead: int) -> JobDocument:
+    found = json.loads(record.get("views", "[]"))
+    photos = json.loads(record["photos"])
+    base = f"/jobs/{job}"
+    files = [{**file, "url": f"{base}/files/{file['name']}"} for file in json.loads(record.get("files", "[]"))]
+    return JobDocument.model_validate(
+        {
+            "id": job,
+            "status": record["status"],
+            "stage": record["stage"],
+            "progress": float(record["progress"]) if record["status"] != "succeeded" else 1.0,
+            "queue_position": ahead if record["status"] == "queued" else None,
+            "model": record["model"],
+            "options": json.loads(record["options"]),
+            "created_at": _moment(record, "created_at") or datetime.fromtimestamp(time.time(), UTC),
+            "started_at": _moment(record, "started_at"),
+            "finished_at": _moment(record, "finished_at"),
+            "expires_at": _moment(record, "expires_at"),
+            "views": [photo | view for photo, view in zip(photos, found or [{}] * len(photos))],
+            "files": files,
+            "error": json.loads(record.get("error", "null")),
+            "warnings": json.loads(record.get("warnings", "[]")),
+            "low_confidence": json.loads(record.get("low_confidence", "false")),
+            "metrics": json.loads(record.get("metrics", "{}")),
+            "links": Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel", files=f"{base}/files/all.zip"),
+        }
+    )

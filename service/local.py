@@ -1,0 +1,66 @@
+"""A reconstruction without a server: the same checks, model and files, one after the other in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.types import Progress, ReconstructionError, Views
+from service import images, pipeline
+from service.errors import Problem
+from service.models import Registry
+from service.schemas import OUTPUTS, Options
+from service.settings import Settings
+
+
+def reconstruct(
+    photos: Sequence[Path], settings: Settings, model: str | None, options: dict[str, Any], progress: Progress
+) -> pipeline.Outcome:
+    """The files of a scene. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
+    checked = _options(options)
+    registry = Registry(settings.models_dir)
+    infos = {info.name: info for info in registry.infos()}
+    name = model or registry.default()
+    if name not in infos:
+        raise Problem(422, "unknown-model", f"There is no model {name!r}.", f"The models are {', '.join(infos)}.")
+    info = infos[name]
+    if not info.min_views <= len(photos) <= info.max_views:
+        raise Problem(
+            422,
+            "photo-count",
+            f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
+        )
+    if checked.reference >= len(photos):
+        raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")
+    views = []
+    for index, path in enumerate(photos):
+        progress("loading", 0.1 * index / len(photos))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Problem(422, "unreadable", f"{path} cannot be read: {error.strerror}.") from error
+        images.inspect(path.name, data, max_pixels=settings.max_pixels)
+        views.append(images.load_view(path.name, data, info.square))
+    job = Views(tuple(views), checked.reference, checked.focal == "shared")
+    try:
+        (answer,) = registry.open(name).run([job], lambda stage, done: progress(stage, 0.1 + 0.7 * done))
+        if isinstance(answer, ReconstructionError):
+            raise answer
+        return pipeline.finish(answer, job, checked, lambda stage, done: progress(stage, 0.8 + 0.2 * done))
+    except ReconstructionError as error:
+        raise Problem(422, "cannot-reconstruct", error.detail, error.suggestion) from error
+
+
+def _options(options: dict[str, Any]) -> Options:
+    unknown = [name for name in options["outputs"] if name not in OUTPUTS]
+    if unknown:
+        raise Problem(422, "unknown-output", f"There is no output {unknown[0]!r}.", f"There are {', '.join(OUTPUTS)}.")
+    try:
+        return Options.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Problem(422, "invalid-field", f"{place}: {first['msg']}.") from error

@@ -1,0 +1,84 @@
+"""The models this installation serves: `geometry`, which needs no weights, and the artifacts in the models folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from export.contract import ArtifactError, read_description
+from model.types import Model, ModelInfo
+
+GEOMETRY = ModelInfo(
+    name="geometry",
+    network="structure from motion and multi-view stereo",
+    licence="Apache-2.0",
+    engine="cpu",
+)
+
+
+class ServedModel(Model, Protocol):
+    """A model with a deep check."""
+
+    def warm_up(self) -> None:
+        """A real tiny forward pass. Raises whatever goes wrong, and where the answer is not all finite numbers."""
+        ...
+
+
+class Catalogue(Protocol):
+    """What can be served, and how to get it ready."""
+
+    def infos(self) -> list[ModelInfo]: ...
+
+    def default(self) -> str: ...
+
+    def open(self, name: str) -> ServedModel:
+        """A ready model. Slow; KeyError for a name that is not in `infos`."""
+        ...
+
+
+class Registry:
+    """The catalogue of a models folder: one folder an artifact, and a file `default` that names the default."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def infos(self) -> list[ModelInfo]:
+        """`geometry` first, then the artifacts; without ONNX Runtime, as on an API's machine, `geometry` alone."""
+        try:
+            from export.sessions import list_models
+        except ImportError:
+            return [GEOMETRY]
+        return [GEOMETRY, *(info for info in list_models(self._folder) if info.name != GEOMETRY.name)]
+
+    def default(self) -> str:
+        """What the folder's `default` file says; else `geometry`."""
+        try:
+            return (self._folder / "default").read_text(encoding="utf-8").strip() or GEOMETRY.name
+        except OSError:
+            return GEOMETRY.name
+
+    def set_default(self, name: str) -> None:
+        """KeyError for a name that is not served."""
+        if all(info.name != name for info in self.infos()):
+            raise KeyError(name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "default").write_text(name + "\n", encoding="utf-8")
+
+    def open(self, name: str) -> ServedModel:
+        if name == GEOMETRY.name:
+            from model.classical.model import GeometricModel
+
+            return GeometricModel()
+        from export.sessions import open_model
+
+        return open_model(self._find(name))
+
+    def _find(self, name: str) -> Path:
+        """The artifact's folder, whatever that is called."""
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
+            try:
+                if folder.is_dir() and read_description(folder).name == name:
+                    return folder
+            except ArtifactError:
+                continue
+        raise KeyError(name)

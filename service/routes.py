@@ -1,0 +1,426 @@
+"""The HTTP interface: thin. Each route asks the queue or the storage and shapes the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+
+from service import uploads
+from service.errors import Problem, draining, unknown_job
+from service.jobs import Queue
+from service.metrics import ApiMetrics
+from service.models import GEOMETRY, Registry
+from service.schemas import (
+    FINAL,
+    OUTPUTS,
+    FileDocument,
+    HealthDocument,
+    JobDocument,
+    ModelDocument,
+    ModelEntry,
+    ModelsDocument,
+    Options,
+    QueueDocument,
+    ReadinessDocument,
+    WorkerDocument,
+    WorkersDocument,
+)
+from service.settings import Settings
+from service.storage import Storage, result_path
+from service.watch import Watcher
+
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+LONGEST_WAIT = 300.0
+"""Seconds that `Prefer: wait` may ask for."""
+CANCEL_WAIT = 2.0
+"""Seconds that an answer waits for the worker to confirm a cancellation."""
+ARCHIVE = "all.zip"
+
+
+@dataclass(slots=True)
+class Backend:
+    """What the routes work with."""
+
+    settings: Settings
+    queue: Queue
+    storage: Storage
+    registry: Registry
+    watcher: Watcher
+    metrics: ApiMetrics
+    places: asyncio.Semaphore
+    """One for each photo that may be looked at at the same time."""
+    receiving: int = 0
+    """Uploads that are being received."""
+
+    async def models(self) -> list[ModelDocument]:
+        """What the living workers serve; without one, what is installed here. Exactly one is the default."""
+        entries = {entry.name: entry for worker in await self.queue.workers() for entry in worker.models}
+        if not entries:
+            entries = {info.name: ModelEntry(**asdict(info)) for info in await asyncio.to_thread(self.registry.infos)}
+        default = self.registry.default()
+        if default not in entries:
+            default = GEOMETRY.name if GEOMETRY.name in entries else next(iter(entries))
+        return [ModelDocument(**entry.model_dump(), default=name == default) for name, entry in entries.items()]
+
+    async def readiness(self) -> tuple[list[str], list[WorkerDocument]]:
+        """Why no job can be taken and done now (nothing: it can), and the workers."""
+        if self.watcher.stopping:
+            return ["This server is stopping."], []
+        try:
+            workers = await self.queue.workers()
+        except (RedisError, OSError):
+            return ["The queue cannot be reached."], []
+        if not workers:
+            return ["There is no worker."], workers
+        if not any(worker.state in ("ready", "busy") for worker in workers):
+            return [f"No worker is ready: {', '.join(sorted(worker.state for worker in workers))}."], workers
+        return [], workers
+
+    @asynccontextmanager
+    async def place(self, idempotency_key: str | None) -> AsyncIterator[None]:
+        """Room for one more job, before anything of it is read. Raises Problem 429 or 503 where there is none."""
+        if self.watcher.stopping:
+            raise draining()
+        known = idempotency_key is not None and await self.queue.known(idempotency_key)
+        if not known:
+            if self.settings.require_worker and not await self.queue.workers():
+                raise Problem(503, "no-worker", "No worker is running.", "Try again soon.", retry_after=5)
+            depth, _ = await self.queue.depth()
+            if depth + self.receiving >= self.settings.queue_limit:
+                raise queue_full()
+        if self.receiving >= self.settings.max_uploads:
+            raise Problem(
+                429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
+            )
+        self.receiving += 1
+        try:
+            yield
+        finally:
+            self.receiving -= 1
+
+
+def queue_full() -> Problem:
+    return Problem(429, "queue-full", "The queue is full.", "Try again later.", retry_after=10)
+
+
+def backend(request: Request) -> Backend:
+    found: Backend = request.app.state.backend
+    return found
+
+
+async def job_document(id: str, request: Request) -> JobDocument:
+    """The job of the address. Problem 404 where it is unknown."""
+    document = await backend(request).queue.document(id) if JOB_ID.fullmatch(id) else None
+    if document is None:
+        raise unknown_job()
+    return document
+
+
+TheBackend = Annotated[Backend, Depends(backend)]
+TheJob = Annotated[JobDocument, Depends(job_document)]
+
+_problem = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
+router = APIRouter(
+    responses={"default": {"description": "What went wrong", "content": {"application/problem+json": _problem}}}
+)
+_properties = Options.model_json_schema()["properties"]
+_FORM = {
+    "type": "object",
+    "required": ["images"],
+    "additionalProperties": False,
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 2,
+            "description": "Photos of one place: JPEG, PNG, WebP, HEIC, AVIF, TIFF or BMP.",
+        },
+        "model": {"type": "string", "description": "One of GET /models; without it the default one."},
+        **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
+        "outputs": {
+            "type": "array",
+            "items": {"type": "string", "enum": list(OUTPUTS)},
+            "description": "Result files wanted, comma-separated or repeated; without it all.",
+        },
+    },
+}
+
+
+@router.post(
+    "/reconstruct",
+    status_code=202,
+    responses={200: {"model": JobDocument, "description": "The job has already ended"}},
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+)
+async def reconstruct(
+    request: Request,
+    response: Response,
+    backend: TheBackend,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    prefer: Annotated[str, Header(description="`wait=N`: answer when the job has ended, or after N seconds")] = "",
+) -> JobDocument:
+    """Queue a reconstruction of at least two photos of one place."""
+    wait = _wished_wait(prefer)
+    async with backend.place(idempotency_key):
+        job = await _accept(request, backend, idempotency_key)
+    document = await backend.watcher.finished(job, wait) if wait else await backend.queue.document(job)
+    if document is None:
+        raise unknown_job()
+    if wait:
+        response.headers["Preference-Applied"] = f"wait={wait:g}"
+    response.headers["Location"] = document.links.self
+    response.status_code = 200 if document.status in FINAL else 202
+    _hint(response, document)
+    return document
+
+
+async def _accept(request: Request, backend: Backend, idempotency_key: str | None) -> str:
+    """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
+    job = secrets.token_urlsafe(16)
+    form = await uploads.read_form(request, backend.settings)
+    kept = False
+    try:
+        name, options, photos = uploads.read_fields(form, backend.settings)
+        model = choose_model(await backend.models(), name, len(photos))
+        order = await uploads.store(job, model, options, photos, backend.settings, backend.storage, backend.places)
+        verdict, found = await backend.queue.enqueue(
+            job,
+            order.model,
+            order.options,
+            order.photos,
+            idempotency_key=idempotency_key,
+            fingerprint=order.fingerprint,
+        )
+        kept = verdict == "new"
+    finally:
+        await form.close()
+        if not kept:
+            await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
+    if verdict == "full":
+        raise queue_full()
+    if verdict == "conflict":
+        raise Problem(
+            409,
+            "idempotency-conflict",
+            "This Idempotency-Key was used for another request.",
+            "Use a new key for a new request.",
+        )
+    return found
+
+
+def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> str:
+    """The model to use for so many photos. Problem 422 where it is unknown or cannot take them."""
+    chosen = next((model for model in models if (model.default if name is None else model.name == name)), None)
+    if chosen is None:
+        known = ", ".join(model.name for model in models)
+        raise Problem(422, "unknown-model", f"There is no model {str(name)[:40]!r}.", f"The models are {known}.")
+    if photos < chosen.min_views:
+        raise Problem(422, "too-few-photos", f"{chosen.name} needs at least {chosen.min_views} photos.")
+    if photos > chosen.max_views:
+        raise Problem(
+            422,
+            "too-many-photos",
+            f"{chosen.name} takes at most {chosen.max_views} photos.",
+            "Choose photos that overlap and together show the whole place, or another model.",
+        )
+    return chosen.name
+
+
+def _wished_wait(prefer: str) -> float:
+    """Seconds that `Prefer` (RFC 7240) asks to wait; what else it asks for is ignored, as it may be."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", prefer)
+    return min(float(found[1]), LONGEST_WAIT) if found else 0.0
+
+
+def _hint(response: Response, document: JobDocument) -> None:
+    """When to ask again."""
+    if document.status not in FINAL:
+        response.headers["Retry-After"] = "1" if document.status == "running" else "2"
+
+
+@router.get("/jobs/{id}")
+async def get_job(response: Response, job: TheJob) -> JobDocument:
+    """A job's document."""
+    _hint(response, job)
+    response.headers["Cache-Control"] = "no-store"
+    return job
+
+
+@router.get("/jobs/{id}/events", response_class=EventSourceResponse)
+async def job_events(job: TheJob, backend: TheBackend) -> AsyncIterator[ServerSentEvent]:
+    """Server-Sent Events: `status` with the job's document at once and at every change; ends after the final one."""
+    async for document in backend.watcher.documents(job.id):
+        yield ServerSentEvent(event="status", raw_data=document.model_dump_json(), retry=2000)
+
+
+@router.post("/jobs/{id}/cancel")
+async def cancel_job(job: TheJob, backend: TheBackend) -> JobDocument:
+    """Cancel a queued or running job. One that has already ended stays as it is."""
+    await _cancel(job, backend)
+    return await backend.queue.document(job.id) or job
+
+
+@router.delete("/jobs/{id}", status_code=204)
+async def delete_job(job: TheJob, backend: TheBackend) -> None:
+    """Cancel a job where needed, and remove it with all its files."""
+    await _cancel(job, backend)
+    await backend.queue.forget(job.id)
+    await backend.storage.remove(f"uploads/{job.id}")
+    await backend.storage.remove(f"jobs/{job.id}")
+
+
+async def _cancel(job: JobDocument, backend: Backend) -> None:
+    before = await backend.queue.cancel(job.id)
+    if before == "queued":
+        await backend.storage.remove(f"uploads/{job.id}")
+    elif before == "running":
+        await backend.watcher.finished(job.id, CANCEL_WAIT)
+
+
+@router.api_route("/jobs/{id}/files/all.zip", methods=["GET", "HEAD"], response_class=StreamingResponse)
+async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Response:
+    """Every result of the job in one zip file, streamed."""
+    if not job.files:
+        raise no_file(job)
+    headers = {"Content-Disposition": f'attachment; filename="scenelift-{job.id[:8]}.zip"'}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/zip")
+    attempt = await backend.queue.attempt(job.id)
+    entries = [(file.name, result_path(job.id, attempt, file.name), file.bytes) for file in job.files]
+    return StreamingResponse(backend.storage.zip(entries), headers=headers, media_type="application/zip")
+
+
+@router.api_route("/jobs/{id}/files/{name}", methods=["GET", "HEAD"], response_class=StreamingResponse)
+async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend) -> Response:
+    """One result, whole or a range of it."""
+    file = next((file for file in job.files if file.name == name), None)
+    if file is None:
+        raise no_file(job)
+    etag = f'"{file.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=3600",
+        "Content-Disposition": f'attachment; filename="{file.name}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, file.bytes, 200
+    wished = request.headers.get("range")
+    if wished is not None and request.headers.get("if-range", etag) == etag:
+        found = _range(wished, file)
+        if found is not None:
+            (start, end), status = found, 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=file.content_type)
+    path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
+    if not await backend.storage.exists(path):
+        raise no_file(job)
+    return StreamingResponse(backend.storage.stream(path, start, end), status, headers, media_type=file.content_type)
+
+
+def no_file(job: JobDocument) -> Problem:
+    if job.status in FINAL:
+        return Problem(404, "unknown-file", "The job has no such file.", "The job's document lists its files.")
+    return Problem(404, "not-finished", "The job has no files yet.", "Wait until its status is succeeded.")
+
+
+def _matches(header: str, etag: str) -> bool:
+    """`If-None-Match` (RFC 9110, 13.1.2): a list of tags, compared weakly."""
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag in tags
+
+
+def _range(header: str, file: FileDocument) -> tuple[int, int] | None:
+    """[start, end) of a `Range` header (RFC 9110, 14.1.2); None: not one range of bytes, to be ignored.
+
+    Raises Problem 416 where the range lies outside the file.
+    """
+    found = re.fullmatch(r"bytes\s*=\s*(\d*)\s*-\s*(\d*)", header.strip())
+    if found is None or (not found[1] and not found[2]):
+        return None
+    if not found[1]:
+        start, end = max(0, file.bytes - int(found[2])), file.bytes
+    else:
+        start, end = int(found[1]), min(int(found[2]) + 1 if found[2] else file.bytes, file.bytes)
+        if found[2] and int(found[2]) < start:
+            return None
+    if start >= end:
+        raise Problem(
+            416,
+            "range-not-satisfiable",
+            f"{file.name} has {file.bytes} bytes.",
+            headers={"Content-Range": f"bytes */{file.bytes}"},
+        )
+    return start, end
+
+
+@router.get("/models")
+async def get_models(backend: TheBackend) -> ModelsDocument:
+    """The served models."""
+    return ModelsDocument(models=await backend.models())
+
+
+@router.get("/workers")
+async def get_workers(backend: TheBackend) -> WorkersDocument:
+    """The workers, as their last heartbeats tell."""
+    return WorkersDocument(workers=await backend.queue.workers())
+
+
+@router.get("/livez")
+async def livez() -> dict[str, bool]:
+    """The process answers; nothing else is touched."""
+    return {"live": True}
+
+
+@router.get("/readyz", responses={503: {"model": ReadinessDocument, "description": "Not ready, and why"}})
+async def readyz(response: Response, backend: TheBackend) -> ReadinessDocument:
+    """Whether jobs can be taken and done."""
+    reasons, _ = await backend.readiness()
+    response.status_code = 503 if reasons else 200
+    return ReadinessDocument(ready=not reasons, reasons=reasons)
+
+
+@router.get("/health", responses={503: {"model": HealthDocument, "description": "Not ready, and why"}})
+async def health(response: Response, backend: TheBackend) -> HealthDocument:
+    """Readiness, the queue's depth and the workers in one document."""
+    reasons, workers = await backend.readiness()
+    try:
+        depth, waiting = await backend.queue.depth()
+        queue = QueueDocument(depth=depth, waiting=waiting, limit=backend.settings.queue_limit)
+    except (RedisError, OSError):
+        queue = None
+    response.status_code = 503 if reasons else 200
+    return HealthDocument(ready=not reasons, reasons=reasons, queue=queue, workers=workers)
+
+
+@router.get("/metrics", response_class=Response)
+async def get_metrics(backend: TheBackend) -> Response:
+    """For Prometheus."""
+    metrics = backend.metrics
+    depth, waiting = await backend.queue.depth()
+    metrics.depth.set(depth)
+    metrics.waiting.set(waiting)
+    workers = await backend.queue.workers()
+    for state in ("starting", "ready", "busy", "draining", "unhealthy"):
+        metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def home() -> RedirectResponse:
+    return RedirectResponse("/docs")

@@ -1,0 +1,108 @@
+"""Photos and results: a folder of objects. Every path is made of generated ids, indices and known names alone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, cast
+
+import obstore
+from obstore.store import LocalStore
+from typing_extensions import Buffer
+
+CHUNK = 1 << 20
+"""Bytes read at a time: what a download holds in memory."""
+
+
+class Storage:
+    """`uploads/<job>/<index>` and `jobs/<job>/<attempt>/<file>` under one folder. Writes are atomic."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._store = LocalStore(folder, automatic_cleanup=True)
+
+    async def put(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write an object whole: it appears complete or not at all. OSError where the disk is full or gone."""
+        try:
+            await obstore.put_async(self._store, path, bytes(data) if isinstance(data, bytearray) else data)
+        except obstore.exceptions.BaseError as error:
+            raise OSError(f"could not store {path}") from error
+
+    async def get(self, path: str) -> bytes:
+        """A whole object. FileNotFoundError where there is none."""
+        result = await obstore.get_async(self._store, path)
+        return bytes(await result.bytes_async())
+
+    async def stream(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes [start, end) of an object, a chunk at a time. FileNotFoundError where there is none."""
+        for at in range(start, end, CHUNK):
+            yield bytes(await obstore.get_range_async(self._store, path, start=at, end=min(at + CHUNK, end)))
+
+    async def exists(self, path: str) -> bool:
+        try:
+            await obstore.head_async(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def remove(self, prefix: str) -> None:
+        """Remove everything under `prefix`; nothing there is fine."""
+        async for page in obstore.list(self._store, prefix):
+            for found in page:
+                try:
+                    await obstore.delete_async(self._store, found["path"])
+                except FileNotFoundError:
+                    continue
+
+    async def jobs(self, part: str, *, older_than: float = 0.0) -> list[str]:
+        """Ids of the jobs with objects in `part` (`uploads` or `jobs`), all of them older than so many seconds."""
+        newest: dict[str, datetime] = {}
+        async for page in obstore.list(self._store, part):
+            for found in page:
+                job = found["path"].split("/")[1]
+                newest[job] = max(found["last_modified"], newest.get(job, found["last_modified"]))
+        limit = datetime.now(UTC) - timedelta(seconds=older_than)
+        return [job for job, changed in newest.items() if changed <= limit]
+
+    async def zip(self, entries: Sequence[tuple[str, str, int]]) -> AsyncIterator[bytes]:
+        """Stream a zip of (name, path, bytes) entries: stored, not compressed, holding one chunk at a time."""
+        sink = _Sink()
+        with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
+            for name, path, size in entries:
+                with archive.open(zipfile.ZipInfo(name), "w", force_zip64=size >= 1 << 31) as member:
+                    async for chunk in self.stream(path, 0, size):
+                        await asyncio.to_thread(member.write, chunk)  # the checksum of a chunk takes a moment
+                        yield sink.take()
+        yield sink.take()
+
+
+class _Sink(io.RawIOBase):
+    """A file that zipfile can only append to, and whose bytes are taken away as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:
+        self._waiting += data
+        return memoryview(data).nbytes
+
+    def take(self) -> bytes:
+        taken = bytes(self._waiting)
+        self._waiting.clear()
+        return taken
+
+
+def upload_path(job: str, index: int) -> str:
+    return f"uploads/{job}/{index}"
+
+
+def result_path(job: str, attempt: int, name: str) -> str:
+    return f"jobs/{job}/{attempt}/{name}"

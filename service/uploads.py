@@ -1,0 +1,200 @@
+"""From the body of `POST /reconstruct` to checked photos in storage. Limits are held while it streams."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from service import images
+from service.errors import Problem
+from service.schemas import OUTPUTS, Options
+from service.settings import Settings
+from service.storage import Storage, upload_path
+
+FIELDS = ("model", *Options.model_fields)
+MOST_FIELDS = 32
+"""Parts of a form beside its photos."""
+FIELD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for, with the photos in storage."""
+
+    model: str
+    options: Options
+    photos: list[dict[str, object]]
+    fingerprint: str
+    """The same for the same request, whatever its multipart boundary."""
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, with limits on each photo and on their number."""
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        super().__init__(request.headers, _limited(request, settings.max_body_bytes), max_part_size=FIELD_BYTES)
+        self._most_bytes = settings.max_file_bytes
+        self._most_parts = settings.max_photos + MOST_FIELDS
+        self._parts = self._bytes = 0
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._parts += 1
+        self._bytes = 0
+        if self._parts > self._most_parts:
+            raise Problem(422, "too-many-parts", f"The form has more than {self._most_parts} parts.")
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._bytes += end - start
+        if self._bytes > self._most_bytes:
+            raise Problem(
+                413,
+                "file-too-large",
+                f"Part {self._parts} of the form is larger than {_size(self._most_bytes)}.",
+                "Send the photo at a lower resolution, or as JPEG.",
+            )
+        super().on_part_data(data, start, end)
+
+
+async def read_form(request: Request, settings: Settings) -> FormData:
+    """The form; the caller closes it."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Problem(
+            415,
+            "not-multipart",
+            "Photos come as multipart/form-data.",
+            "Try: curl -F images=@one.jpg -F images=@two.jpg ...",
+        )
+    try:
+        return await _Parser(request, settings).parse()
+    except MultiPartException as error:
+        raise Problem(400, "malformed-form", f"The form cannot be read: {error.message}") from error
+    except ClientDisconnect as error:
+        raise Problem(400, "upload-interrupted", "The connection was closed during the upload.") from error
+
+
+def read_fields(form: FormData, settings: Settings) -> tuple[str | None, Options, list[UploadFile]]:
+    """The model's name where one was given, the options, the photos. Raises Problem 422 for what makes no sense."""
+    photos: list[UploadFile] = []
+    fields: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if name == "images" and isinstance(value, UploadFile):
+            photos.append(value)
+        elif name == "images" or (name in FIELDS and isinstance(value, UploadFile)):
+            wanted = "photos: send files" if name == "images" else "text: send no file"
+            raise Problem(422, "invalid-field", f"The field {name} holds {wanted} in it.")
+        elif isinstance(value, str) and name in FIELDS:
+            fields.setdefault(name, []).append(value)
+        else:
+            raise Problem(
+                422,
+                "unknown-field",
+                f"There is no field {name[:40]!r}.",
+                f"The fields are images (files, repeated), {', '.join(FIELDS)}.",
+            )
+    outputs = [name.strip() for text in fields.pop("outputs", []) for name in text.split(",") if name.strip()]
+    repeated = next((name for name, values in fields.items() if len(values) > 1), None)
+    if repeated:
+        raise Problem(422, "invalid-field", f"The field {repeated} is given more than once.")
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown:
+        raise Problem(
+            422, "unknown-output", f"There is no output {unknown[0][:40]!r}.", f"The outputs are {', '.join(OUTPUTS)}."
+        )
+    values: dict[str, object] = {name: values[0] for name, values in fields.items()}
+    model = str(values.pop("model", "")).strip() or None
+    try:
+        options = Options.model_validate(values | {"outputs": tuple(dict.fromkeys(outputs))})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(422, "invalid-field", f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    if len(photos) < 2:
+        raise Problem(
+            422,
+            "too-few-photos",
+            f"{len(photos)} photo{'s' * (len(photos) != 1)} cannot be reconstructed: at least 2 are needed.",
+            "Send photos of the same place from different points, as repeated `images` fields.",
+        )
+    if len(photos) > settings.max_photos:
+        raise Problem(
+            422,
+            "too-many-photos",
+            f"{len(photos)} photos are too many: at most {settings.max_photos} are taken.",
+            "Choose photos that overlap and together show the whole place.",
+        )
+    if options.reference >= len(photos):
+        raise Problem(
+            422,
+            "invalid-field",
+            f"reference: photo {options.reference} does not exist: the {len(photos)} photos are numbered from 0.",
+        )
+    return model, options, photos
+
+
+async def store(
+    job: str,
+    model: str,
+    options: Options,
+    photos: list[UploadFile],
+    settings: Settings,
+    storage: Storage,
+    places: asyncio.Semaphore,
+) -> Order:
+    """Check every photo, off the event loop, and put it into storage. Raises the Problem of the first that is not fit.
+
+    `places` bounds how many photos are decoded, and in memory, at a time.
+    """
+
+    async def keep(index: int, file: UploadFile) -> tuple[images.Photo, str]:
+        async with places:
+            photo, data, digest = await asyncio.to_thread(_look, file, settings.max_pixels)
+            await storage.put(upload_path(job, index), data)
+            return photo, digest
+
+    answers = await asyncio.gather(*(keep(i, file) for i, file in enumerate(photos)), return_exceptions=True)
+    kept: list[tuple[images.Photo, str]] = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        kept.append(answer)
+    description = [model, options.model_dump(mode="json"), [(photo.name, digest) for photo, digest in kept]]
+    return Order(
+        model,
+        options,
+        [{"name": photo.name, "width": photo.width, "height": photo.height} for photo, _ in kept],
+        hashlib.sha256(json.dumps(description).encode()).hexdigest(),
+    )
+
+
+def _look(file: UploadFile, max_pixels: int) -> tuple[images.Photo, bytes, str]:
+    file.file.seek(0)
+    data = file.file.read()
+    return images.inspect(file.filename or "", data, max_pixels=max_pixels), data, hashlib.sha256(data).hexdigest()
+
+
+async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """The body, as it comes, up to the limit."""
+    too_large = Problem(
+        413, "body-too-large", f"The request is larger than {_size(most)}.", "Send fewer photos, or smaller ones."
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most:
+            raise too_large
+        yield chunk
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 20):.4g} MiB"

@@ -1,0 +1,635 @@
+"""Take jobs from the queue, reconstruct, write, finish. Every job that it begins ends; no job's exception ends it.
+
+One event loop does the talking. Photos are decoded and files are made on a few threads, the forward pass runs on one of
+its own: decoding, computing and writing of different jobs overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, NoReturn, TypeVar
+
+import structlog
+from prometheus_client import start_http_server
+from redis.exceptions import RedisError
+
+from model.types import ModelInfo, Prediction, Progress, ReconstructionError, Views
+from service import images, logs, machine, pipeline
+from service.batcher import Batcher
+from service.errors import Problem
+from service.jobs import CANCELS, Queue, Taken, connect
+from service.metrics import WorkerMetrics
+from service.models import Catalogue, ServedModel
+from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
+from service.settings import Settings
+from service.storage import Storage, result_path, upload_path
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+LOADED, COMPUTED, FINISHED = 0.05, 0.85, 0.97
+"""Shares of a job's progress that have passed once its photos are decoded, its model has run, its files are made."""
+PUBLISH_SECONDS = 0.2
+"""Time between two looks at the jobs' progress: nobody watches faster."""
+UPLOAD_GRACE_SECONDS = 3600.0
+"""Photos without a job are an upload that still goes on, for so long at most."""
+RECHECK_SECONDS = 30.0
+"""Pause after a deep check that failed."""
+GEOMETRY_STAGES = 5
+"""About how many stages a model without a network goes through; only the progress depends on it."""
+RETRY_SECONDS = 0.5
+"""Pause after the queue's server did not answer."""
+
+Stop = Literal["", "cancelled", "lost", "overtime", "drained"]
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the way out of a model whose answer nobody waits for any more
+    """Raised by a progress callback."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A job that this worker is doing."""
+
+    job: Taken
+    entry: str
+    stage: str = "loading"
+    progress: float = 0.0
+    published: tuple[str, float] = ("loading", 0.0)
+    stop: Stop = ""
+    computed: bool = False
+    """Whether the forward pass is behind it."""
+    began: float = field(default_factory=time.monotonic)
+    loaded: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+
+    def report(self, stage: str, progress: float) -> None:
+        """Called from any thread. Raises Stopped once the job is to stop."""
+        if self.stop:
+            raise Stopped
+        self.stage, self.progress = stage, max(self.progress, progress)
+
+    def between(self, low: float, high: float, *, stages: int) -> Progress:
+        """A progress callback for a part of the job that spans `low` to `high` in about so many stages.
+
+        Each new stage takes an equal share of what is left, so that more of them than expected still go forward.
+        """
+        stage_now, start, end = "", low, low
+
+        def progress(stage: str, fraction: float) -> None:
+            nonlocal stage_now, start, end, stages
+            if stage != stage_now:
+                stage_now, start = stage, end
+                end = start + (high - start) / (stages if stages > 0 else 2)
+                stages -= 1
+            self.report(stage, start + (end - start) * min(max(fraction, 0.0), 1.0))
+
+        return progress
+
+
+Item = tuple[Flight, Views]
+Answer = tuple[Prediction, Views]
+
+
+class Worker:
+    """One process's worth of reconstructing."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._queue = Queue(settings)
+        self._storage = Storage(settings.data_dir)
+        self._batcher: Batcher[Item, Answer] = Batcher(self._forward, settings.batch_window_seconds)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._finishers = ThreadPoolExecutor(settings.finish_threads, thread_name_prefix="finish")
+        self._metrics = WorkerMetrics()
+        self._infos: dict[str, ModelInfo] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._flights: dict[str, Flight] = {}
+        self._landed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._broken = asyncio.Event()
+        self._check: CheckDocument | None = None
+        self._started_at = datetime.now(UTC)
+        self._done = self._failed = 0
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    def stop(self) -> None:
+        """Take nothing more, end what runs, leave."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Work until `stop`. Answers the process's exit code: 0, or 1 where the model hangs and only an end helps."""
+        if self._settings.worker_metrics_port:
+            try:
+                start_http_server(
+                    self._settings.worker_metrics_port, self._settings.host, registry=self._metrics.registry
+                )
+            except OSError as error:
+                log.warning("no metrics port", port=self._settings.worker_metrics_port, error=str(error))
+        async with contextlib.AsyncExitStack() as stack:
+            for loop in (
+                self._batcher.run(),
+                self._beat(),
+                self._publish(),
+                self._hear_cancels(),
+                self._check_often(),
+                self._sweep(),
+            ):
+                task = asyncio.create_task(loop)
+                stack.push_async_callback(_end_task, task)
+            pull = asyncio.create_task(self._pull())
+            stack.push_async_callback(_end_task, pull)
+            log.info("worker started", worker=self.id)
+            await _first(self._stopping, self._broken)
+            if self._stopping.is_set():
+                log.info("worker drains", jobs=len(self._flights))
+                await pull
+                await self._drain()
+        self._batcher.close()
+        for threads in (self._decoders, self._finishers):
+            threads.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(RedisError, OSError):
+            await self._queue.leave(self.id)
+        await self._queue.close()
+        log.info("worker left", worker=self.id)
+        return 1 if self._broken.is_set() else 0
+
+    # Taking jobs
+
+    async def _pull(self) -> None:
+        """Read new entries as there is room; between reads, see to entries whose worker is gone."""
+        reader = connect(self._settings.queue_url, blocking=True)
+        block = int(1000 * min(1.0, self._settings.lease_seconds / 4))
+        look_again = 0.0
+        joined = False
+        try:
+            while not self._stopping.is_set():
+                try:
+                    if not joined:
+                        await self._queue.join()
+                        joined = True
+                    if not self._healthy():
+                        await asyncio.sleep(0.1)
+                        continue
+                    if time.monotonic() >= look_again:
+                        await self._redo()
+                        look_again = time.monotonic() + self._settings.lease_seconds / 4
+                    room = self._room()
+                    if room == 0:
+                        self._landed.clear()
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(self._landed.wait(), block / 1000)
+                        continue
+                    for entry, job in await self._queue.read(reader, self.id, room, block):
+                        if self._stopping.is_set():
+                            await self._queue.hand_back(entry, self.id)
+                        else:
+                            await self._take(entry, job)
+                except (RedisError, OSError) as error:
+                    log.warning("the queue does not answer", error=str(error))
+                    joined = False
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            await reader.aclose()
+
+    def _healthy(self) -> bool:
+        return self._check is not None and self._check.ok
+
+    def _room(self) -> int:
+        """How many jobs to read: while one pass computes the next is loaded; no more is kept from other workers.
+
+        The first job tells its model, which tells how many more are worth having.
+        """
+        ahead = [flight for flight in self._flights.values() if not flight.computed]
+        if not ahead:
+            return 1 if len(self._flights) < 4 * self._settings.finish_threads else 0
+        most = min(self._batch_limit(flight.job.model) for flight in ahead)
+        return max(0, (2 * most if most > 1 else 1) - len(ahead))
+
+    def _batch_limit(self, model: str) -> int:
+        return self._infos[model].max_batch if model in self._infos else 1
+
+    async def _redo(self) -> None:
+        """Do the jobs of workers that are gone, one at a time and nothing beside it: if a job is what kills workers,
+        it must not take others down, nor have their tries counted."""
+        if not await self._queue.overdue():
+            return
+        while self._flights and not self._stopping.is_set():
+            self._landed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._landed.wait(), 0.5)
+        while not self._stopping.is_set() and (claimed := await self._queue.claim(self.id)):
+            flight = await self._take(*claimed)
+            if flight is not None and flight.task is not None:
+                await asyncio.wait([flight.task])
+
+    async def _take(self, entry: str, job: str) -> Flight | None:
+        taken = await self._queue.take(entry, job, self.id)
+        if isinstance(taken, str):
+            log.info("nothing to do", job=job, reason=taken)
+            if taken != "lost":
+                await self._storage.remove(f"uploads/{job}")
+            return None
+        flight = Flight(taken, entry)
+        self._flights[job] = flight
+        self._metrics.running.set(len(self._flights))
+        flight.task = asyncio.create_task(self._fly(flight))
+        return flight
+
+    # One job
+
+    async def _fly(self, flight: Flight) -> None:
+        """A job from its photos to its end. Nothing escapes."""
+        try:
+            await self._reconstruct(flight)
+        except asyncio.CancelledError:
+            await self._stopped(flight)
+        except Stopped:
+            await self._stopped(flight)
+        except ReconstructionError as error:
+            await self._fail(flight, "cannot-reconstruct", error.detail, error.suggestion)
+        except Problem as error:
+            await self._fail(flight, error.kind, error.detail, error.suggestion)
+        except Exception as error:
+            await self._stumble(flight, error)
+        finally:
+            self._flights.pop(flight.job.id, None)
+            self._metrics.running.set(len(self._flights))
+            self._landed.set()
+
+    async def _reconstruct(self, flight: Flight) -> None:
+        job = flight.job
+        if job.model not in self._infos:
+            raise ReconstructionError(
+                f"The model {job.model} is not served any more.", "Choose one that GET /models lists."
+            )
+        info = self._infos[job.model]
+        key = (job.model, len(job.photos), job.options.reference, job.options.focal)
+        (prediction, views), shared = await self._batcher.submit(key, self._load(flight, info.square), info.max_batch)
+        flight.computed = True
+        self._landed.set()
+        with _clock(flight, "finish"):
+            outcome, files = await self._on(self._finishers, _finish, flight, prediction, views)
+        with _clock(flight, "store"):
+            flight.report("storing", FINISHED)
+            for name, data in outcome.files.items():
+                await self._storage.put(result_path(job.id, job.attempt, name), data)
+        seconds = {"queue": max(0.0, job.started_at - job.created_at), **flight.seconds}
+        for stage, value in seconds.items():
+            self._metrics.stages.labels(stage).observe(value)
+        measured = {f"{stage}_seconds": round(value, 4) for stage, value in (outcome.metrics | seconds).items()}
+        await self._end(
+            flight,
+            "succeeded",
+            files=files,
+            views=outcome.views,
+            warnings=outcome.warnings,
+            low_confidence=outcome.low_confidence,
+            metrics=measured | {"batch_size": shared},
+        )
+
+    async def _load(self, flight: Flight, square: int | None) -> Item:
+        """The job's photos, decoded one after the other: other jobs' share the threads."""
+        job = flight.job
+        views = []
+        with _clock(flight, "load"):
+            for index, photo in enumerate(job.photos):
+                flight.report("loading", LOADED * index / len(job.photos))
+                data = await self._storage.get(upload_path(job.id, index))
+                views.append(await self._on(self._decoders, images.load_view, photo["name"], data, square))
+        flight.report("waiting", LOADED)
+        flight.loaded = time.monotonic()
+        return flight, Views(tuple(views), job.options.reference, job.options.focal == "shared")
+
+    def _forward(self, batch: Sequence[Item]) -> list[Answer | Exception]:
+        """One pass, on the thread that computes."""
+        model = self._open(batch[0][0].job.model)
+        flights = [flight for flight, _ in batch]
+        stages = 1 if model.info.square else GEOMETRY_STAGES
+        callbacks = [flight.between(LOADED, COMPUTED, stages=stages) for flight in flights]
+
+        def progress(stage: str, fraction: float) -> None:
+            """A pass goes on for as long as any of its jobs is still wanted."""
+            wanted = 0
+            for callback in callbacks:
+                with contextlib.suppress(Stopped):
+                    callback(stage, fraction)
+                    wanted += 1
+            if not wanted:
+                raise Stopped
+
+        began = time.monotonic()
+        answers = model.run([views for _, views in batch], progress)
+        for flight in flights:
+            flight.seconds |= {"wait": began - flight.loaded, "forward": time.monotonic() - began}
+        self._metrics.batch.observe(len(batch))
+        return [
+            answer if isinstance(answer, Exception) else (answer, views)
+            for answer, (_, views) in zip(answers, batch, strict=True)
+        ]
+
+    def _open(self, name: str) -> ServedModel:
+        """The model, loaded and warm; on the thread that computes."""
+        if name not in self._models:
+            model = self._catalogue.open(name)
+            model.warm_up()
+            self._models[name] = model
+        return self._models[name]
+
+    async def _on(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+    # How a job ends
+
+    async def _end(self, flight: Flight, status: Status, **fields: Any) -> None:
+        """Write the job's end. A job that is not this worker's any more leaves no trace of the attempt."""
+        job = flight.job
+        while True:
+            try:
+                mine = await self._queue.finish(job.id, self.id, job.attempt, status, fields)
+                break
+            except (RedisError, OSError) as error:
+                log.warning("could not write a job's end", job=job.id, error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+        log.info("job ended" if mine else "job was another's", job=job.id, status=status, attempt=job.attempt)
+        if mine:
+            self._done += status == "succeeded"
+            self._failed += status == "failed"
+            self._metrics.jobs.labels(job.model, status).inc()
+            await self._tidy(f"uploads/{job.id}")
+        if not mine or status != "succeeded":
+            await self._tidy(f"jobs/{job.id}/{job.attempt}")
+
+    async def _tidy(self, prefix: str) -> None:
+        """Remove files; what cannot be removed now is swept later."""
+        try:
+            await self._storage.remove(prefix)
+        except OSError as error:
+            log.warning("could not remove files", error=str(error))
+
+    async def _fail(self, flight: Flight, kind: str, detail: str, suggestion: str = "") -> None:
+        await self._end(flight, "failed", error={"type": kind, "detail": detail, "suggestion": suggestion})
+
+    async def _stopped(self, flight: Flight) -> None:
+        match flight.stop:
+            case "cancelled":
+                await self._end(flight, "canceled")
+            case "overtime":
+                seconds = self._settings.job_seconds
+                await self._fail(
+                    flight, "took-too-long", f"The job ran for more than {seconds:g} s.", "Try fewer photos."
+                )
+            case "drained":
+                await self._release(flight, refund=True)
+            case _:
+                log.warning("lost the lease of a job", job=flight.job.id)
+                await self._tidy(f"jobs/{flight.job.id}/{flight.job.attempt}")
+
+    async def _stumble(self, flight: Flight, error: Exception) -> None:
+        """An error of ours or of the machine: the machine's may pass, so the job gets another try, bounded."""
+        job = flight.job
+        if not _may_pass(error):
+            log.error("job failed", job=job.id, exc_info=error)
+            await self._fail(
+                flight, "internal-error", "Something went wrong inside the service.", "Report the job's id."
+            )
+        elif job.attempt < self._settings.max_attempts:
+            log.warning("job is put back", job=job.id, attempt=job.attempt, error=repr(error))
+            self._metrics.retries.inc()
+            await self._release(flight, refund=False)
+        elif _out_of_memory(error):
+            detail = "The photos need more memory than the worker has."
+            await self._fail(flight, "out-of-memory", detail, "Try fewer photos.")
+        else:
+            log.error("job failed", job=job.id, exc_info=error)
+            await self._fail(
+                flight, "storage-failed", "The worker could not read or write the job's files.", "Try again."
+            )
+
+    async def _release(self, flight: Flight, *, refund: bool) -> None:
+        job = flight.job
+        try:
+            await self._queue.release(job.id, self.id, job.attempt, refund=refund)
+        except (RedisError, OSError) as error:
+            log.warning("could not put a job back: its lease will run out", job=job.id, error=str(error))
+        await self._tidy(f"jobs/{job.id}/{job.attempt}")
+
+    def _stop_flight(self, job: str, reason: Stop) -> None:
+        """Stop a job: at once as its user sees it, and its thread at the next report of progress."""
+        flight = self._flights.get(job)
+        if flight is not None and not flight.stop and flight.task is not None:
+            flight.stop = reason
+            flight.task.cancel()
+
+    async def _drain(self) -> None:
+        """Let running jobs end in the time there is; put the others back."""
+        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._settings.drain_seconds)
+        late = [flight.task for flight in self._flights.values() if flight.task is not None]
+        for job in list(self._flights):
+            self._stop_flight(job, "drained")
+        if late:
+            await asyncio.wait(late, timeout=5.0)
+
+    # Loops beside the jobs
+
+    async def _beat(self) -> None:
+        """Renew the leases, and tell who is here."""
+        while True:
+            try:
+                for flight in list(self._flights.values()):
+                    kept = await self._queue.renew(flight.job.id, self.id, flight.job.attempt)
+                    if kept != 1 and flight.job.id in self._flights:
+                        self._stop_flight(flight.job.id, "cancelled" if kept else "lost")
+                    elif time.monotonic() - flight.began > self._settings.job_seconds:
+                        self._stop_flight(flight.job.id, "overtime")
+                await self._queue.heartbeat(await self._on(self._decoders, self._describe))
+            except (RedisError, OSError) as error:
+                log.warning("no heartbeat", error=str(error))
+            if self._batcher.abandoned_for() > self._settings.check_deadline_seconds:
+                log.critical("the model does not come back from a stopped job: this worker ends")
+                self._broken.set()
+            await asyncio.sleep(self._settings.lease_seconds / 3)
+
+    def _describe(self) -> WorkerDocument:
+        self._infos = {info.name: info for info in self._catalogue.infos()} | {
+            name: model.info for name, model in self._models.copy().items()
+        }
+        default = self._infos.get(self._catalogue.default())
+        state: Literal["starting", "ready", "busy", "draining", "unhealthy"]
+        if self._stopping.is_set():
+            state = "draining"
+        elif self._check is None:
+            state = "starting"
+        elif not self._check.ok:
+            state = "unhealthy"
+        else:
+            state = "busy" if self._flights else "ready"
+        return WorkerDocument(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=machine.describe(default.device if default else "cpu"),
+            engine=default.engine if default else "cpu",
+            models=[ModelEntry(**asdict(info)) for info in self._infos.values()],
+            state=state,
+            batch=self._batcher.running,
+            jobs_running=len(self._flights),
+            jobs_done=self._done,
+            jobs_failed=self._failed,
+            started_at=self._started_at,
+            last_heartbeat=datetime.now(UTC),
+            last_check=self._check,
+        )
+
+    async def _publish(self) -> None:
+        """Tell how far the jobs are."""
+        while True:
+            await asyncio.sleep(PUBLISH_SECONDS)
+            try:
+                for flight in list(self._flights.values()):
+                    now = (flight.stage, round(flight.progress, 2))
+                    if now != flight.published:
+                        flight.published = now
+                        await self._queue.progress(flight.job.id, self.id, flight.job.attempt, *now)
+            except (RedisError, OSError) as error:
+                log.warning("could not publish progress", error=str(error))
+
+    async def _hear_cancels(self) -> None:
+        """Stop jobs the moment their user asks. What is missed here, the next renewal tells."""
+        while True:
+            try:
+                async for job in self._queue.listen(CANCELS):
+                    self._stop_flight(job, "cancelled")
+            except (RedisError, OSError) as error:
+                log.warning("cannot hear cancellations", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _check_often(self) -> None:
+        """A real tiny forward pass at the start and then whenever the worker is idle for long: only what has just
+        computed is known to compute. A device that fails is tried again; one that hangs ends the worker."""
+        while True:
+            name = self._catalogue.default()
+            began = time.monotonic()
+            detail = ""
+            check = asyncio.ensure_future(self._batcher.on_thread(self._warm, name))
+            done, _ = await asyncio.wait([check], timeout=self._settings.check_deadline_seconds)
+            if not done:
+                detail = f"{name} did not answer in {self._settings.check_deadline_seconds:g} s"
+            elif error := check.exception():
+                detail = f"{name}: {type(error).__name__}: {error}"
+            seconds = time.monotonic() - began
+            self._check = CheckDocument(at=datetime.now(UTC), ok=not detail, seconds=round(seconds, 3), detail=detail)
+            if detail:
+                log.error("deep check failed", detail=detail)
+            else:
+                log.info("deep check passed", model=name, seconds=round(seconds, 3))
+            with contextlib.suppress(RedisError, OSError):
+                await self._queue.heartbeat(await self._on(self._decoders, self._describe))
+            if not done:
+                self._broken.set()
+            interval = self._settings.check_interval_seconds
+            await asyncio.sleep(min(interval, RECHECK_SECONDS) if detail else interval)
+            while self._flights and self._healthy():
+                await asyncio.sleep(1.0)
+
+    def _warm(self, name: str) -> None:
+        known = name in self._models
+        model = self._open(name)
+        if known:
+            model.warm_up()
+
+    async def _sweep(self) -> None:
+        """Remove the files of jobs whose record has expired, and uploads that never became a job."""
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds)
+            try:
+                if not await self._queue.turn_to_sweep():
+                    continue
+                for part, age in (("jobs", 0.0), ("uploads", UPLOAD_GRACE_SECONDS)):
+                    for job in await self._queue.missing(await self._storage.jobs(part, older_than=age)):
+                        await self._storage.remove(f"{part}/{job}")
+                        log.info("swept", part=part, job=job)
+                await self._queue.prune()
+            except (RedisError, OSError) as error:
+                log.warning("could not sweep", error=str(error))
+
+
+def _finish(flight: Flight, prediction: Prediction, views: Views) -> tuple[pipeline.Outcome, list[dict[str, Any]]]:
+    """The job's files, and what the record says about them; on a thread."""
+    progress = flight.between(COMPUTED, FINISHED, stages=3)
+    outcome = pipeline.finish(prediction, views, flight.job.options, progress)
+    files = [
+        {
+            "name": name,
+            "bytes": memoryview(data).nbytes,
+            "content_type": OUTPUTS[name],
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        for name, data in outcome.files.items()
+    ]
+    return outcome, files
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Libraries say it in many ways; a message is all that they have in common."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "failed to allocate", "bad allocation", "bad_alloc")
+    )
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, OSError) or _out_of_memory(error)
+
+
+@contextlib.contextmanager
+def _clock(flight: Flight, stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    flight.seconds[stage] = time.monotonic() - began
+
+
+async def _end_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until any of the events is set."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+def run(settings: Settings, catalogue: Catalogue) -> NoReturn:
+    """A worker process: until SIGTERM or SIGINT, which let running jobs end."""
+    logs.configure(json=settings.log_json)
+
+    async def work() -> int:
+        worker = Worker(settings, catalogue)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        return await worker.run()
+
+    code = asyncio.run(work())
+    sys.stderr.flush()
+    # A model that is still in a pass nobody waits for would be waited for at a normal exit.
+    os._exit(code)
