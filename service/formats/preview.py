@@ -20,10 +20,10 @@ BACK, ASIDE, ABOVE = 0.18, 0.25, 0.15
 NEAR = 0.15
 """Points nearer than this share of that distance would cover the picture."""
 LARGEST_RADIUS = 8
-"""Pixels; a larger spacing is a gap between surfaces rather than within one."""
+"""Pixels; a disc that would be larger is no disc at all: its point stands alone, or at the edge of a gap."""
 DISC = 0.85
 """Radius of a point's disc in spacings: half of one would just touch; more closes surfaces seen from nearer."""
-WINDOW, FEW = 13, 6
+WINDOW, FEW = 13, 20
 """Side in pixels of the square in which the points on the picture are counted, and how few are strays."""
 SAME_SURFACE = 1.01
 """Points of one pixel whose depths differ by less than this factor are averaged."""
@@ -100,6 +100,7 @@ def render(cloud: PointCloud, K: Float64, camera_to_world: Float64, size: tuple[
     own = np.flatnonzero(buffer != OPEN)
     disc = (buffer[own] & POINT).astype(np.int64)
     spacing = np.float32(K[0, 0]) * _spacing(cloud)[disc] / z[disc]
+    spacing[DISC * spacing > LARGEST_RADIUS] = 0
     density = uniform_filter((buffer != OPEN).astype(np.float32).reshape(-1, stride), WINDOW).ravel()[own]
     spacing = np.maximum(spacing, np.where(density * WINDOW**2 >= FEW, 1 / np.sqrt(np.maximum(density, 1e-3)), 0))
     radius = np.float32(DISC) * spacing
