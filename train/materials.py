@@ -1,7 +1,8 @@
 """Procedural materials: each function draws one square sRGB picture (n, n, 3) u8 from a seeded generator.
 
-Everything is made here from noise and shapes, so nothing is owed to anybody. Repeating materials wrap at their borders (noise is
-shaped in the Fourier domain, patterns have whole periods); pictures, rugs and book spines are meant to be fitted to a face.
+Everything is made here from noise and shapes, so nothing is owed to anybody. Repeating materials wrap at their
+borders (noise is shaped in the Fourier domain, patterns have whole periods); pictures, rugs and book spines are meant
+to be fitted to a face.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def hue(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[
 # What people buy: ochre, terracotta, sage, teal, navy, dusty rose, cream, greys, olive, brick, sky, plum.
 _HOME = np.array(
     [
-        (0.80, 0.62, 0.28), (0.74, 0.42, 0.29), (0.58, 0.66, 0.52), (0.22, 0.46, 0.48), (0.17, 0.24, 0.40), (0.78, 0.58, 0.56),
-        (0.90, 0.85, 0.74), (0.62, 0.61, 0.60), (0.42, 0.44, 0.27), (0.55, 0.24, 0.20), (0.55, 0.68, 0.78), (0.38, 0.25, 0.34),
-        (0.30, 0.31, 0.33), (0.85, 0.80, 0.72),
+        (0.80, 0.62, 0.28), (0.74, 0.42, 0.29), (0.58, 0.66, 0.52), (0.22, 0.46, 0.48), (0.17, 0.24, 0.40),
+        (0.78, 0.58, 0.56), (0.90, 0.85, 0.74), (0.62, 0.61, 0.60), (0.42, 0.44, 0.27), (0.55, 0.24, 0.20),
+        (0.55, 0.68, 0.78), (0.38, 0.25, 0.34), (0.30, 0.31, 0.33), (0.85, 0.80, 0.72),
     ]
 )  # fmt: skip
 

@@ -1,12 +1,12 @@
 """Pictures of a room with exact depth: a small ray caster (numba, CPU, one thread a call, releases the GIL).
 
-A room is a list of solids (boxes, cylinders, ellipsoids), each the unit solid under a rotation and a scaling. Light is diffuse and
-does not depend on the view, so it is baked once a room: every face carries a small grid of irradiance, direct light from area
-lights plus a few bounces gathered over the hemisphere. A picture is then one intersection, one texture look-up (trilinear
-mip maps) and one light look-up a ray.
+A room is a list of solids (boxes, cylinders, ellipsoids), each the unit solid under a rotation and a scaling. Light
+is diffuse and does not depend on the view, so it is baked once a room: every face carries a small grid of irradiance,
+direct light from area lights plus a few bounces gathered over the hemisphere. A picture is then one intersection, one
+texture look-up (trilinear mip maps) and one light look-up a ray.
 
-Frames: the room's world has z up, in metres. Cameras are camera_to_world with OpenCV axes; pixel (row i, column j) has its
-centre at (j + 0.5, i + 0.5), as everywhere in Scenelift.
+Frames: the room's world has z up, in metres. Cameras are camera_to_world with OpenCV axes; pixel (row i, column j)
+has its centre at (j + 0.5, i + 0.5), as everywhere in Scenelift.
 """
 
 # ruff: noqa: ANN001, ANN202  (numba infers the types of the kernels)
@@ -30,7 +30,7 @@ _EPSILON = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Solid:
-    """One unit solid (box [-1, 1]^3; cylinder of radius 1 about z, |z| <= 1; sphere of radius 1), scaled, turned and moved."""
+    """A unit solid (box [-1, 1]^3; cylinder of radius 1 about z, |z| <= 1; unit sphere), scaled, turned and moved."""
 
     kind: int
     centre: Float64
@@ -42,11 +42,12 @@ class Solid:
     rotation: Float64
     """(3, 3), columns are its own axes in the world."""
     uv: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """Offset u, v and scale u, v in texture units, after metres are divided by the texture's size (or after fitting)."""
+    """Offset u, v and scale u, v, in repeats of the texture or, where it is fitted, in shares of it."""
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     emission: float = 0.0
-    """How bright its white is in the picture, 1 being as bright as a white wall; 0 for what only reflects. Emitters cast no shadow
-    and light nothing by themselves: they are the visible side of lamps and windows, `Light` is the other."""
+    """How bright its white is in the picture, 1 being as bright as a white wall; 0 for what only reflects. Emitters
+    cast no shadow and light nothing by themselves: they are the visible side of lamps and windows, `Light` is the
+    other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +142,9 @@ def build(
 ) -> Room:
     """Lay the solids out for the kernels and bake their light.
 
-    Groups are tested by their bounding box first, so solids that stand together belong together. `cell` is the light grid's
-    step in metres, `samples` the rays a cell sends to each light and, per bounce, over the hemisphere (radiosity by gathering;
-    one fixed low-discrepancy set for all cells, so that no noise shows on plain walls).
+    Groups are tested by their bounding box first, so solids that stand together belong together. `cell` is the light
+    grid's step in metres, `samples` the rays a cell sends to each light and, per bounce, over the hemisphere
+    (radiosity by gathering; one fixed low-discrepancy set for all cells, so that no noise shows on plain walls).
     """
     solids = [solid for group in groups for solid in group]
     stops = np.cumsum([len(group) for group in groups])
@@ -199,7 +200,7 @@ def build(
         gathered = direct.copy()
         _bake_bounce(scene, light, samples, gathered)
         light = gathered
-    # The room's shell has faces that see nothing; of the rest, the middle one is to be lit like a grey card in a good photo.
+    # Some faces see nothing, as the shell's outer ones; of the rest the middle one becomes as bright as a good photo's.
     brightness = light.mean(1)
     exposure = 0.45 / float(np.median(brightness[brightness > 0.02 * brightness.mean()]))
     scene = scene._replace(emission=scene.emission / exposure)
@@ -216,7 +217,7 @@ def intrinsics(size: tuple[int, int], focal: float = 0.8) -> Float64:
 def cast(
     room: Room, camera_to_world: Float64, K: Float64, size: tuple[int, int]
 ) -> tuple[Float32, np.ndarray, Float32]:
-    """Points (h, w, 3), valid (h, w) and depth (h, w) as in `Rendered`, without a picture. Exact: no sampling, no grid."""
+    """Points (h, w, 3), valid (h, w) and depth (h, w) as in `Rendered`, without a picture. Exact for pixel centres."""
     w, h = size
     points, depth = np.zeros((h, w, 3), dtype=np.float32), np.zeros((h, w), dtype=np.float32)
     _cast(room.scene, np.asarray(camera_to_world, dtype=np.float64), np.linalg.inv(K), points, depth)
@@ -234,9 +235,10 @@ def render(
 ) -> Rendered:
     """The picture that a camera takes of a room, with the truth of every pixel centre.
 
-    camera_to_world (4, 4) OpenCV axes, K (3, 3) in pixels, size (width, height). `supersample`^2 rays a pixel, each with a
-    texture filter as wide as its footprint. With `rng`, the photographer's luck: exposure off by some percent, a warm or cold
-    white balance, and sensor noise (shot and read); without it the picture is exact and equal at every call.
+    camera_to_world (4, 4) OpenCV axes, K (3, 3) in pixels, size (width, height). `supersample`^2 rays a pixel, each
+    with a texture filter as wide as its footprint. With `rng`, the photographer's luck: exposure off by some percent,
+    a warm or cold white balance, and sensor noise (shot and read); without it the picture is exact and equal at every
+    call.
     """
     w, h = size
     points, valid, depth = cast(room, camera_to_world, K, size)
@@ -350,7 +352,7 @@ def _meet(kind, px, py, pz, qx, qy, qz):
 
 @_jit
 def _intersect(scene, ox, oy, oz, dx, dy, dz, limit, shadow):
-    """The nearest solid along a ray: t, index (-1: none) and face. With `shadow`, any solid that blocks light will do."""
+    """The nearest solid along a ray: t, index (-1: none), face. With `shadow`, any solid that blocks light will do."""
     tiny = 1e-12
     ix = 1 / (dx if abs(dx) > tiny else tiny)
     iy = 1 / (dy if abs(dy) > tiny else tiny)
@@ -380,7 +382,7 @@ def _intersect(scene, ox, oy, oz, dx, dy, dz, limit, shadow):
 
 @_jit
 def _chart(scene, s, face, x, y, z):
-    """Where a point of the world on a solid's face lies on that face: u, v in [-1, 1] and their half extents in metres."""
+    """Where on a solid's face a point of the world lies: u, v in [-1, 1], and the face's half extents in metres."""
     axes, half = scene.axes[s], scene.half[s]
     rx, ry, rz = x - scene.centre[s, 0], y - scene.centre[s, 1], z - scene.centre[s, 2]
     px = (axes[0, 0] * rx + axes[0, 1] * ry + axes[0, 2] * rz) / half[0]
@@ -469,7 +471,7 @@ def _texel(scene, start, side, x, y, out, weight):
 
 
 @_jit
-def _colour(scene, s, face, u, v, eu, ev, footprint, out):
+def _colour(scene, s, u, v, eu, ev, footprint, out):
     """Linear surface colour at u, v of a face, filtered over `footprint` metres (trilinear mip maps, Williams 1983)."""
     texture = scene.texture[s]
     metres, side, start = scene.texture_metres[texture], scene.texture_side[texture], scene.texture_start[texture]
@@ -547,7 +549,7 @@ def _shade(scene, light, pose, inverse, pixel, supersample, radiance):
                 slant = max(abs(dx * nx + dy * ny + dz * nz) / length, 0.05)
                 # Between the short and the long axis of the slanted footprint: neither alias nor blur much.
                 footprint = pixel * t / supersample / math.sqrt(slant)
-                _colour(scene, s, face, u, v, eu, ev, footprint, colour)
+                _colour(scene, s, u, v, eu, ev, footprint, colour)
                 _light_at(scene, light, s, face, u, v, lit)
                 for c in range(3):
                     radiance[i, j, c] += share * colour[c] * (lit[c] + scene.emission[s])

@@ -2,9 +2,10 @@
 
     python -m train.scenes docs/example        renders the example photos, with their focal length in EXIF
 
-A room is a floor plan filled by simple rules: along each wall pieces of furniture with gaps, pictures above the low ones, a window
-with curtains, a table on a rug in the middle, things on every top. Each piece is built in its own frame: x along the wall to the
-right as seen from the wall, y out of the wall into the room, z up, metres, the origin on the floor at the wall.
+A room is a floor plan filled by simple rules: along each wall pieces of furniture with gaps, pictures above the low
+ones, a window with curtains, a table on a rug in the middle, things on every top. Each piece is built in its own
+frame: x along the wall to the right as seen from the wall, y out of the wall into the room, z up, metres, the origin
+on the floor at the wall.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -106,25 +108,21 @@ class Kit:
         turn = np.eye(3) if rotation is None else rotation
         return Solid(kind, (a + b) / 2, np.maximum((b - a) / 2, 1e-3), texture, turn, uv, tint, emission)
 
-    def box(
-        self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, texture: int, **more: object
-    ) -> Solid:
-        return self.solid(BOX, (x0, y0, z0), (x1, y1, z1), texture, **more)  # type: ignore[arg-type]
+    def box(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, texture: int, **more: Any) -> Solid:
+        return self.solid(BOX, (x0, y0, z0), (x1, y1, z1), texture, **more)
 
-    def tube(self, x: float, y: float, radius: float, z0: float, z1: float, texture: int, **more: object) -> Solid:
+    def tube(self, x: float, y: float, radius: float, z0: float, z1: float, texture: int, **more: Any) -> Solid:
         return self.solid(
             CYLINDER,
             (x - radius, y - radius, z0),
             (x + radius, y + radius, z1),
             texture,
-            **more,  # type: ignore[arg-type]
+            **more,
         )
 
-    def ball(
-        self, x: float, y: float, z: float, radii: tuple[float, float, float], texture: int, **more: object
-    ) -> Solid:
+    def ball(self, x: float, y: float, z: float, radii: tuple[float, float, float], texture: int, **more: Any) -> Solid:
         low, high = (x - radii[0], y - radii[1], z - radii[2]), (x + radii[0], y + radii[1], z + radii[2])
-        return self.solid(ELLIPSOID, low, high, texture, **more)  # type: ignore[arg-type]
+        return self.solid(ELLIPSOID, low, high, texture, **more)
 
     def tone(self) -> tuple[float, float, float]:
         return materials.homely(self.rng)
@@ -390,16 +388,8 @@ class Kit:
             x0 = -w / 2 + 0.185 + (w - 0.37) * k / seats
             body.append(self.box(x0 + 0.005, x0 + (w - 0.37) / seats - 0.005, 0.24, d + 0.01, 0.28, 0.44, cloth))
         for x in rng.uniform(-w / 2 + 0.35, w / 2 - 0.35, int(rng.integers(1, 4))):
-            body.append(
-                self.ball(
-                    x,
-                    0.35,
-                    0.6,
-                    (0.21, 0.08, 0.2),
-                    self.pick(self.fabrics),
-                    rotation=_yaw(rng.uniform(-0.4, 0.4)) @ _tilt(0.3),
-                )
-            )
+            cloth, turn = self.pick(self.fabrics), _yaw(rng.uniform(-0.4, 0.4)) @ _tilt(0.3)
+            body += [self.ball(x, 0.35, 0.6, (0.21, 0.08, 0.2), cloth, rotation=turn)]
         body += [
             self.tube(sx * (w / 2 - 0.08), y, 0.025, 0, 0.1, self.pick(self.woods))
             for sx in (-1, 1)
@@ -646,10 +636,11 @@ def make_cameras(
     focal: float = 0.8,
     aspect: float = 4 / 3,
 ) -> Float64:
-    """(views, 4, 4) camera_to_world of somebody who walks along and photographs a part of the room with a phone.
+    """(views, 4, 4) camera_to_world of somebody who walks along and photographs a part of the room.
 
-    Neighbours stand `step` metres apart (from, to) and the later one shares `shared` of its picture (from, to; checked by
-    reprojection against exact depth) with the one before. No camera stands inside or close before furniture.
+    Neighbours stand `step` metres apart (from, to) and the later one shares `shared` of its picture (from, to;
+    checked by reprojection against exact depth) with the one before. No camera stands inside or close before
+    furniture.
     Raises ValueError where the room gives no such walk.
     """
     rng = np.random.default_rng([seed, 1])
