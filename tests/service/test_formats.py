@@ -399,7 +399,8 @@ def test_near_surfaces_hide_far_ones_even_where_their_points_are_sparse():
     assert (behind == preview.BACKGROUND).all()
 
 
-def test_preview_shows_the_scene(scene):
+def test_preview_shows_the_scene():
+    scene = box_room(4, grid=(120, 160), pitch=20)
     picture = np.asarray(Image.open(io.BytesIO(preview.encode(scene))))
     assert picture.shape == (720, 960, 3)
     covered = np.abs(picture.astype(int) - preview.BACKGROUND).max(axis=-1) > 20
