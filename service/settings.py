@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from pydantic import Field
@@ -59,7 +58,8 @@ class Settings(BaseSettings):
         Not inside the data folder: a unix socket's path may have 107 bytes only, and many file systems carry none.
         """
         folder = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:16]
-        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        bases = (os.environ.get(name, "") for name in ("XDG_RUNTIME_DIR", "TMPDIR"))
+        base = next((base for base in bases if base and os.access(base, os.W_OK)), "/tmp")  # noqa: S108 - see private_dir
         return Path(base) / f"scenelift-{os.getuid()}" / f"{folder}.sock"
 
     @property

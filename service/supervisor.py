@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,15 +49,15 @@ def server_binary() -> str:
 
 def server_command(settings: Settings) -> list[str]:
     """The embedded queue server: a socket for this user alone, every change on disk within a second."""
-    socket = settings.socket_path
-    if len(os.fsencode(socket)) > LONGEST_SOCKET_PATH:
-        raise SupervisorError(f"the queue's socket path is too long ({socket}): set XDG_RUNTIME_DIR to a shorter one")
-    private_dir(socket.parent)
+    path = settings.socket_path
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise SupervisorError(f"the queue's socket path is too long ({path}): set XDG_RUNTIME_DIR to a shorter one")
+    private_dir(path.parent)
     folder = private_dir(settings.data_dir.resolve() / "queue")
     return [
         server_binary(),
         *("--port", "0"),
-        *("--unixsocket", str(socket)),
+        *("--unixsocket", str(path)),
         *("--unixsocketperm", "700"),
         *("--dir", str(folder)),
         *("--appendonly", "yes"),
@@ -64,7 +65,21 @@ def server_command(settings: Settings) -> list[str]:
         *("--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--loglevel", "warning"),
+        *("--logfile", str(folder / "server.log")),
     ]
+
+
+def check_port(settings: Settings) -> None:
+    """SupervisorError where the API could not listen: better one line now than a part that never comes up."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise SupervisorError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another with --port"
+            ) from error
 
 
 class Part:
@@ -146,6 +161,7 @@ class Supervisor:
 
     def run(self, started: Callable[[], None]) -> None:
         """Run until SIGTERM or SIGINT; `started` is called once everything has been started."""
+        check_port(self._settings)
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             first, *rest = [part for part, _ in self._parts]
