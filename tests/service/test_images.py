@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -405,3 +406,12 @@ print(light, peak() - base)
     light, full = map(float, output.split())
     assert light < 150
     assert full < 900
+
+
+def test_threads_decode_side_by_side():
+    photos = [encode(smooth(200 + 8 * i, 160), format) for i, format in enumerate(FORMATS * 3)]
+    expected = [load_view("a", data, 64) for data in photos]
+    with ThreadPoolExecutor(4) as pool:
+        for alone, together in zip(expected, pool.map(lambda data: load_view("a", data, 64), photos)):
+            np.testing.assert_array_equal(together.image, alone.image)
+            np.testing.assert_array_equal(together.square, alone.square)
