@@ -19,8 +19,8 @@ from model.types import Camera, Float64, Scene, UInt8
 from service.formats.cameras import image_path, intrinsics_of
 
 MOST_POINTS = 20_000
-CANDIDATES = 40_000
-"""Pixels tried as points: those that most views confirm are kept."""
+CANDIDATES = 30_000
+"""Pixels tried as points: those that another view confirms are kept."""
 ENOUGH_TRACKS = 100
 """With as many points that two views or more observe, the others are left out: bundle adjustment cannot take them."""
 LEAST_SURE_PERCENT = 25.0
@@ -127,12 +127,12 @@ def _tracks(scene: Scene, placed: list[_Placed]) -> tuple[Float64, UInt8, Float6
     for number, view in enumerate(placed):
         mine = own == number
         observed[number, mine] = view.corner + view.pixel * (np.stack([column, row], axis=1)[mine] + 0.5)
-    length = np.isfinite(observed[..., 0]).sum(axis=0)
-    longest = np.argsort(-length, kind="stable")[:MOST_POINTS]
-    if length[longest[:ENOUGH_TRACKS]].min() > 1:
-        longest = longest[length[longest] > 1]
-    longest.sort()
-    return points[longest], colours[longest], observed[:, longest]
+    kept = np.flatnonzero(np.isfinite(observed[..., 0]).sum(axis=0) > 1)
+    if len(kept) < ENOUGH_TRACKS:
+        kept = np.arange(len(points))
+    # In the pixels' order, so that evenly thinned they cover what the photos cover.
+    kept = kept[np.linspace(0, len(kept) - 1, min(len(kept), MOST_POINTS)).astype(np.int64)]
+    return points[kept], colours[kept], observed[:, kept]
 
 
 def _camera_numbers(placed: list[_Placed]) -> dict[tuple[tuple[int, int], bytes], int]:
