@@ -1,4 +1,7 @@
-"""Open an exported network and run it: Views in, Prediction out, numpy only."""
+"""Open an exported network and run it: Views in, Prediction out, numpy only.
+
+ONNX Runtime is imported when a model is opened: an API, which only lists models, does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.contract import (
@@ -35,6 +38,9 @@ from model.types import (
     Views,
 )
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 log = logging.getLogger(__name__)
 
 SCALE_LIMITS = (1e-4, 4e-3)
@@ -56,7 +62,7 @@ def list_models(folder: Path) -> list[ModelInfo]:
             except (ArtifactError, OSError) as error:
                 log.warning("Left out the model in %s: %s", path.name, error)
                 continue
-            models.append(_info(description, size, "cpu" if _providers()[0].startswith("CPU") else "cuda"))
+            models.append(_info(description, size))
     return models
 
 
@@ -65,13 +71,17 @@ def open_model(folder: Path, threads: int | None = None) -> NetworkSession:
 
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
     """
+    import onnxruntime as ort
+
     description = read_description(folder)
     size = check_files(folder, description)
+    available = ort.get_available_providers()
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(folder / GRAPH_FILE, options, providers=_providers())
+        session = ort.InferenceSession(folder / GRAPH_FILE, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ArtifactError(f"{description.name}: ONNX Runtime cannot load it: {error}") from error
     names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
@@ -103,7 +113,7 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 class NetworkSession:
     """A network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, session: ort.InferenceSession, size: int) -> None:
+    def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
         device = "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
         self.info: ModelInfo = _info(description, size, device)
         self._paths = description.paths
@@ -141,6 +151,8 @@ class NetworkSession:
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs. The pass has a thread of its own, so that `progress` can end it."""
+        import onnxruntime as ort
+
         progress("forward", 0.0)
         options = ort.RunOptions()
         # A worker lives long and sees many shapes: what one pass took is given back after it.
@@ -163,12 +175,7 @@ class NetworkSession:
         return outputs
 
 
-def _providers() -> list[str]:
-    available = ort.get_available_providers()
-    return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
-
-
-def _info(description: Description, size: int, device: str) -> ModelInfo:
+def _info(description: Description, size: int, device: str = "cpu") -> ModelInfo:
     return ModelInfo(
         name=description.name,
         network=description.network,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -203,7 +206,13 @@ def test_models_are_listed_without_opening_them(tmp_path: Path, caplog: pytest.L
 
 
 def test_listed_and_opened_models_are_described_alike(artifact: Path, session: NetworkSession) -> None:
-    assert list_models(artifact.parent) == [session.info]
+    """But for the device, which is known once a model is open."""
+    assert list_models(artifact.parent) == [dataclasses.replace(session.info, device="cpu")]
+
+
+def test_listing_needs_no_onnx_runtime() -> None:
+    code = "import sys, export.sessions; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(sessions.__file__).parent.parent).returncode == 0
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
