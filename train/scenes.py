@@ -752,7 +752,7 @@ def write_example(folder: Path, views: int = 6) -> list[Path]:
     details[ExifTags.Base.FocalLengthIn35mmFilm] = EXAMPLE_FOCAL_35MM
     details[ExifTags.Base.ExifImageWidth], details[ExifTags.Base.ExifImageHeight] = EXAMPLE_SIZE
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"room-{index + 1}.jpg" for index in range(views)]
+    paths = [folder / f"{index + 1}.jpg" for index in range(views)]
     for index, (path, pose) in enumerate(zip(paths, poses, strict=True)):
         photo = render(room, pose, K, EXAMPLE_SIZE, rng=np.random.default_rng([EXAMPLE_ROOM, 2, index]))
         Image.fromarray(photo.rgb).save(path, quality=88, exif=exif, optimize=True)
