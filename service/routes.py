@@ -288,7 +288,8 @@ async def _cancel(job: JobDocument, backend: Backend) -> None:
         await backend.watcher.finished(job.id, CANCEL_WAIT)
 
 
-@router.api_route("/jobs/{id}/files/all.zip", methods=["GET", "HEAD"], response_class=StreamingResponse)
+@router.head("/jobs/{id}/files/all.zip", include_in_schema=False)
+@router.get("/jobs/{id}/files/all.zip", response_class=StreamingResponse)
 async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Response:
     """Every result of the job in one zip file, streamed."""
     if not job.files:
@@ -301,7 +302,8 @@ async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Res
     return StreamingResponse(backend.storage.zip(entries), headers=headers, media_type="application/zip")
 
 
-@router.api_route("/jobs/{id}/files/{name}", methods=["GET", "HEAD"], response_class=StreamingResponse)
+@router.head("/jobs/{id}/files/{name}", include_in_schema=False)
+@router.get("/jobs/{id}/files/{name}", response_class=StreamingResponse)
 async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend) -> Response:
     """One result, whole or a range of it."""
     file = next((file for file in job.files if file.name == name), None)

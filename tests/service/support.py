@@ -80,6 +80,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        client.app = config.app
         yield client
     config.app.state.backend.watcher.stop()
     server.should_exit = True
