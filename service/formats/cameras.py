@@ -114,8 +114,17 @@ def up_direction(cameras: Sequence[Camera | None]) -> Float64:
         mean = _unit(weight @ ups)
         form = (horizons * weight[:, None]).T @ horizons - (LEVEL / AIM) ** 2 * np.outer(mean, mean)
         up = np.linalg.eigh(form)[1][:, 0]
-        up = up * np.sign(up @ mean)
+        up = -up if up @ mean < 0 else up
     return up
+
+
+def level_right(pose: Float64, forward: Float64, up: Float64) -> Float64:
+    """(3,) unit vector to the right of `forward` and level; `forward` is about where the camera at `pose` looks.
+
+    Straight up or down there is no such direction but the camera's own right, about.
+    """
+    right = np.cross(forward, up)
+    return _unit(right if np.linalg.norm(right) > 0.2 else pose[:3, 0] - (pose[:3, 0] @ forward) * forward)
 
 
 def upright_rotation(scene: Scene) -> Float64:
@@ -126,11 +135,8 @@ def upright_rotation(scene: Scene) -> Float64:
     up = up_direction(scene.cameras)
     reference = scene.cameras[scene.views.reference]
     pose = np.eye(4) if reference is None else reference.camera_to_world
-    forward = pose[:3, 2]
-    if np.linalg.norm(np.cross(forward, up)) < 0.2:
-        forward = -pose[:3, 1]  # It looks straight down or up and has no heading: the top of its picture stands for it.
-    right = _unit(np.cross(forward, up))
-    return np.stack([right, up, np.cross(right, up)])
+    back = _unit(np.cross(level_right(pose, pose[:3, 2], up), up))
+    return np.stack([np.cross(up, back), up, back])
 
 
 def _unit(vector: Float64) -> Float64:

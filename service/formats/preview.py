@@ -11,7 +11,7 @@ from scipy.ndimage import uniform_filter
 
 from model.geometry.poses import intrinsics, invert_rigid
 from model.types import Float32, Float64, PointCloud, Scene, UInt8
-from service.formats.cameras import up_direction
+from service.formats.cameras import level_right, up_direction
 
 SIZE = (960, 720)
 BACKGROUND = (236, 237, 240)
@@ -28,7 +28,7 @@ WINDOW, FEW = 13, 20
 SAME_SURFACE = 1.01
 """Points of one pixel whose depths differ by less than this factor are averaged."""
 FILL_PASSES = 3
-OPEN, POINT = np.uint64(2**64 - 1), np.uint64(2**32 - 1)
+OPEN, INDEX = np.uint64(2**64 - 1), np.uint64(2**32 - 1)
 """A pixel of the depth buffer without a point, and the part of one that is its point's index."""
 
 
@@ -59,19 +59,17 @@ def viewpoint(scene: Scene, size: tuple[int, int]) -> tuple[Float64, Float64, fl
     eye = pose[:3, 3] - BACK * towards + distance * (ASIDE * side + ABOVE * up)
 
     forward = (centre - eye) / np.linalg.norm(centre - eye)
-    right = np.cross(forward, up)
-    right = pose[:3, 0] if np.linalg.norm(right) < 0.1 else right / np.linalg.norm(right)
+    right = level_right(pose, forward, up)
     camera_to_world = np.eye(4)
     camera_to_world[:3] = np.stack([right, np.cross(forward, right), forward, eye], axis=1)
 
     x, y, z = ((points - eye) @ camera_to_world[:3, :3]).T
-    seen = z > np.maximum(NEAR * distance, 0.5 * np.hypot(x, y))
-    edges = (
-        np.percentile((np.stack([x, y]) / z)[:, seen], (3, 97), axis=1) if seen.any() else np.array([[-1, -1], [1, 1]])
-    )
-    focal = float(np.clip((size / np.maximum(edges[1] - edges[0], 1e-6)).min(), 0.6 * size[0], 2 * size[0]))
+    ahead = z > np.maximum(NEAR * distance, 0.5 * np.hypot(x, y))
+    slopes = np.stack([x, y])[:, ahead] / z[ahead] if ahead.any() else np.array([[-1.0, 1.0], [-1.0, 1.0]])
+    low, high = np.percentile(slopes, (3, 97), axis=1)
+    focal = float(np.clip((size / np.maximum(high - low, 1e-6)).min(), 0.6 * size[0], 2 * size[0]))
     K = intrinsics(focal, size)
-    K[:2, 2] -= focal * edges.mean(axis=0)
+    K[:2, 2] -= focal * (low + high) / 2
     return K, camera_to_world, NEAR * distance
 
 
@@ -79,31 +77,53 @@ def render(cloud: PointCloud, K: Float64, camera_to_world: Float64, size: tuple[
     """(height, width, 3) picture of a cloud by a pinhole camera (K in pixels, OpenCV axes); size is (width, height).
 
     Every point is a disc as wide as the spacing of points, through a depth buffer; points of the front surface that
-    share a pixel are averaged; what stays open inside surfaces is filled from the farther neighbours. The spacing is
-    the larger of two: along the surface, which knows nothing of the points beside the cloud's order, and on the
-    picture, which takes a surface behind for points of the one in front.
+    share a pixel are averaged; what stays open inside surfaces is filled from the farther neighbours.
     """
     width, height = size
     world_to_camera = invert_rigid(camera_to_world).astype(np.float32)
     x, y, z = (cloud.points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]).T
     column, row = K[:2].astype(np.float32) @ np.stack([x, y, np.maximum(z, near)]) / np.maximum(z, near)
     inside = np.flatnonzero((z > near) & (column >= 0) & (column < width) & (row >= 0) & (row < height))
+    column, row, z = column[inside].astype(np.int64), row[inside].astype(np.int64), z[inside]
 
     # A border as wide as the largest disc saves the check of every disc's pixels against the picture's edges.
     stride = width + 2 * LARGEST_RADIUS
-    pixel = (row[inside].astype(np.int64) + LARGEST_RADIUS) * stride + column[inside].astype(np.int64) + LARGEST_RADIUS
-    # Depth and point in one number, so that the smallest is the nearest: positive floats sort like their bits.
-    buffer = np.full(stride * (height + 2 * LARGEST_RADIUS), OPEN)
-    np.minimum.at(buffer, pixel, _keys(z[inside], inside))
+    pixel = (row + LARGEST_RADIUS) * stride + column + LARGEST_RADIUS
+    spacing = np.float32(K[0, 0]) * _spacing(cloud)[inside] / z
+    point, depth = _front(pixel, z, spacing, (height + 2 * LARGEST_RADIUS, stride))
+
+    colours = cloud.colours[inside]
+    shared = z <= depth[pixel] * np.float32(SAME_SURFACE)
+    members = np.bincount(pixel[shared], minlength=len(depth))
+    picture = colours[point].astype(np.float32) if len(colours) else np.zeros((len(depth), 3), np.float32)
+    for channel in range(3):
+        total = np.bincount(pixel[shared], colours[shared, channel], len(depth))
+        np.divide(total, members, out=picture[:, channel], where=members > 0, casting="same_kind")
+    _fill(picture, depth, stride)
+    picture[depth == 0] = BACKGROUND
+    inner = slice(LARGEST_RADIUS, -LARGEST_RADIUS)
+    return np.rint(picture.reshape(-1, stride, 3)[inner, inner]).astype(np.uint8)
+
+
+def _front(
+    pixel: NDArray[np.int64], z: Float32, spacing: Float32, shape: tuple[int, int]
+) -> tuple[NDArray[np.int64], Float32]:
+    """What each pixel of a flat (rows * stride) picture shows: the index of a point and its depth, 0 without one.
+
+    pixel, z, spacing: (P,) each point's own pixel, depth, and distance to its neighbours in pixels. That distance knows
+    nothing of neighbours beside the cloud's order; counting the points around on the picture does, but takes a surface
+    behind for points of the one in front: the larger of the two it is.
+    """
+    # Depth and index in one number, so that the smallest is the nearest: positive floats sort like their bits.
+    buffer = np.full(shape[0] * shape[1], OPEN)
+    np.minimum.at(buffer, pixel, _keys(z, np.arange(len(z))))
 
     # Only points in front at their own pixel get a disc, the widest first: an offset is for those that reach it.
     own = np.flatnonzero(buffer != OPEN)
-    disc = (buffer[own] & POINT).astype(np.int64)
-    spacing = np.float32(K[0, 0]) * _spacing(cloud)[disc] / z[disc]
-    spacing[DISC * spacing > LARGEST_RADIUS] = 0
-    density = uniform_filter((buffer != OPEN).astype(np.float32).reshape(-1, stride), WINDOW).ravel()[own]
-    spacing = np.maximum(spacing, np.where(density * WINDOW**2 >= FEW, 1 / np.sqrt(np.maximum(density, 1e-3)), 0))
-    radius = np.float32(DISC) * spacing
+    disc = (buffer[own] & INDEX).astype(np.int64)
+    density = uniform_filter((buffer != OPEN).astype(np.float32).reshape(shape), WINDOW).ravel()[own]
+    counted = np.where(density * WINDOW**2 >= FEW, 1 / np.sqrt(np.maximum(density, 1e-3)), 0)
+    radius = DISC * np.maximum(np.where(DISC * spacing[disc] > LARGEST_RADIUS, 0, spacing[disc]), counted)
     order = np.argsort(-radius)
     own, disc, radius = own[order], disc[order], -radius[order]
     reach = np.arange(-LARGEST_RADIUS, LARGEST_RADIUS + 1)
@@ -112,26 +132,15 @@ def render(cloud: PointCloud, K: Float64, camera_to_world: Float64, size: tuple[
         count = np.searchsorted(radius, -distance)
         # Discs bend back from their centres: where two overlap, each pixel goes to the nearer centre.
         depth = z[disc[:count]] * np.float32(1 + 0.001 * distance)
-        np.minimum.at(buffer, own[:count] + dy * stride + dx, _keys(depth, disc[:count]))
+        np.minimum.at(buffer, own[:count] + dy * shape[1] + dx, _keys(depth, disc[:count]))
 
-    open_ = buffer == OPEN
-    front = (buffer >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    front[open_] = 0
-    picture = np.zeros((len(buffer), 3), np.float32)
-    picture[~open_] = cloud.colours[(buffer[~open_] & POINT).astype(np.int64)]
-    shared = z[inside] <= front[pixel] * np.float32(SAME_SURFACE)
-    members = np.bincount(pixel[shared], minlength=len(buffer))
-    for channel in range(3):
-        total = np.bincount(pixel[shared], cloud.colours[inside[shared], channel], len(buffer))
-        np.divide(total, members, out=picture[:, channel], where=members > 0, casting="same_kind")
-    _fill(picture, front, stride)
-    picture[front == 0] = BACKGROUND
-    inner = slice(LARGEST_RADIUS, -LARGEST_RADIUS)
-    return np.rint(picture.reshape(-1, stride, 3)[inner, inner]).astype(np.uint8)
+    depth = (buffer >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    depth[buffer == OPEN] = 0
+    return np.where(buffer == OPEN, 0, buffer & INDEX).astype(np.int64), depth
 
 
-def _keys(depth: Float32, point: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | point.astype(np.uint64)
+def _keys(depth: Float32, index: NDArray[np.int64]) -> NDArray[np.uint64]:
+    return depth.view(np.uint32).astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
 
 
 def _spacing(cloud: PointCloud) -> Float32:
