@@ -12,14 +12,14 @@ $(VENV)/serve.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Scenelift needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Scenelift (about a minute) ..."
-	@$(PIP) --editable ".[worker,spz]"
+	@$(PIP) --editable ".[worker]"
 	@touch $@
 
 # torch comes alone and pinned, with pip: an open range may answer with several GB of CUDA packages.
 $(VENV)/develop.stamp: pyproject.toml $(VENV)/serve.stamp
 	@echo "Installing what development and the tests need ..."
 	@$(PIP) torch==2.13.0
-	@$(PIP) --editable ".[worker,spz,torch,dev]"
+	@$(PIP) --editable ".[worker,torch,dev]"
 	@touch $@
 
 # Independent readers of our files, for the tests only; without Node those tests are skipped.
