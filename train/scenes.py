@@ -71,7 +71,7 @@ class Kit:
             self.floor = self._add(materials.tiles, 1, 1.6, materials.hue(rng, (0.0, 0.15), (0.6, 0.9)), 4)
         else:
             self.floor = self._add(materials.carpet, 1, 0.8, home())
-        plain = self._add(materials.plaster, 1, 1.2, materials.hue(rng, (0.03, 0.2), (0.8, 0.95)))
+        plain = self._add(materials.plaster, 1, 1.2, materials.hue(rng, (0.03, 0.2), (0.8, 0.95)), 0.5)
         accent = [
             (materials.brick, 0.9, (0.6, 0.33, 0.24)),
             (materials.wallpaper, 1.1, home()),
@@ -485,7 +485,7 @@ class Kit:
             for x in rng.permutation([-w / 4, w / 4])[: rng.integers(1, 3)]:
                 away = d / 2 + rng.uniform(0.0, 0.25)
                 groups.append(self.chair(float(x), side * away, yaw + float(rng.uniform(-0.35, 0.35))))
-        return Piece(groups, w + 0.4, d + 0.8, h)
+        return Piece(groups, w + 0.2, d + 0.7, h)
 
     def lounge(self) -> Piece:
         """A low table on a rug; the frame's origin is its middle."""
@@ -565,7 +565,7 @@ def make_room(seed: int, *, texture_side: int = 1024, light_cell: float = 0.08, 
             inward = np.array([-math.sin(yaw), math.cos(yaw)]) * piece.depth
             every = np.concatenate([corners, corners + inward])
             box = (*every.min(0), *every.max(0))
-            blocked = any(box[0] < o[2] and box[2] > o[0] and box[1] < o[3] and box[3] > o[1] for o in taken)
+            blocked = any(_meets(box, other) for other in taken)
             if b > length - 0.05 or blocked or (under_window and piece.height > 0.86):
                 # Try the next piece a little further on.
                 menu.append(menu.pop(0))
@@ -578,13 +578,36 @@ def make_room(seed: int, *, texture_side: int = 1024, light_cell: float = 0.08, 
             s = b + float(rng.uniform(0.03, 0.4))
         _decorate(kit, rng, low, length, height, lambda piece, s, z, yaw=yaw, at=at: place(piece, yaw, *at(s), z))
 
-    centre = kit.dining() if rng.uniform() < 0.65 else kit.lounge()
-    if width < depth:
-        centre = replace(centre, solids=_moved(centre.solids, math.pi / 2, (0, 0, 0)))
-    middle = (width * float(rng.uniform(0.47, 0.53)), depth * float(rng.uniform(0.47, 0.53)))
-    place(centre, float(rng.normal(0, 0.06)), *middle)
+    middle = _centre(kit, rng, (width, depth), taken, place)
     place(kit.pendant(height), 0.0, *middle)
     return build(groups, kit.textures, lights, (width, depth, height), cell=light_cell, samples=light_samples)
+
+
+def _centre(
+    kit: Kit,
+    rng: np.random.Generator,
+    floor: tuple[float, float],
+    taken: list[tuple[float, float, float, float]],
+    place: Callable[[Piece, float, float, float], None],
+) -> tuple[float, float]:
+    """Put a table where the walls' furniture leaves room for one; its place, or else the room's middle."""
+    makers = [kit.dining, kit.dining, kit.lounge]
+    for make in [makers[k] for k in rng.permutation(3)]:
+        piece = make()
+        for _ in range(12):
+            x, y = (float(side * rng.uniform(0.38, 0.62)) for side in floor)
+            turned = rng.uniform() < (0.8 if floor[0] < floor[1] else 0.2)
+            reach = (piece.depth / 2, piece.width / 2) if turned else (piece.width / 2, piece.depth / 2)
+            box = (x - reach[0], y - reach[1], x + reach[0], y + reach[1])
+            if not any(_meets(box, other) for other in taken):
+                place(piece, (math.pi / 2 if turned else 0.0) + float(rng.normal(0, 0.05)), x, y)
+                return x, y
+    return floor[0] / 2, floor[1] / 2
+
+
+def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Whether two footprints (low x, low y, high x, high y) overlap."""
+    return a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1]
 
 
 def _decorate(
