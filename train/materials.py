@@ -363,7 +363,7 @@ def outdoors(rng: np.random.Generator, n: int) -> UInt8:
     for _ in range(3):
         x, top, wide = rng.uniform(0, 0.9), rng.uniform(0.45, 0.65), rng.uniform(0.1, 0.22)
         a, b = int(x * n), int(min(x + wide, 1) * n)
-        sky[int(top * n) :, a:b] = hue(rng, (0.1, 0.4), (0.55, 0.85))
+        sky[int(top * n) :, a:b] = homely(rng)
         for row in np.arange(top + 0.04, 0.95, 0.09):
             for column in np.arange(x + 0.02, min(x + wide, 1) - 0.03, 0.06):
                 sky[int(row * n) : int((row + 0.05) * n), int(column * n) : int((column + 0.03) * n)] = 0.35
