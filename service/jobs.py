@@ -113,11 +113,11 @@ changed(ARGV[1])
 return redis.call('HGETALL', KEYS[1])
 """
 
-# KEYS job. ARGV id, worker, attempt, ttl, fields... Repeating the call that ended the job is fine.
+# KEYS job. ARGV id, worker, attempt, ttl, 'status', status, fields... Repeating the call that ended the job is fine.
 _FINISH = """
 local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'attempts', 'entry')
 if job[2] ~= ARGV[2] or job[3] ~= ARGV[3] then return 0 end
-if job[1] ~= 'running' then return final(job[1]) and 1 or 0 end
+if job[1] ~= 'running' then return job[1] == ARGV[6] and 1 or 0 end
 acknowledge(job[4])
 close(KEYS[1], ARGV[1], ARGV[4], {unpack(ARGV, 5)})
 return 1

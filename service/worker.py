@@ -69,6 +69,8 @@ class Flight:
     progress: float = 0.0
     published: tuple[str, float] = ("loading", 0.0)
     stop: Stop = ""
+    ending: bool = False
+    """Whether its end is being written: too late to stop it."""
     computed: bool = False
     """Whether the forward pass is behind it."""
     began: float = field(default_factory=time.monotonic)
@@ -358,6 +360,7 @@ class Worker:
     async def _end(self, flight: Flight, status: Status, **fields: Any) -> None:
         """Write the job's end. A job that is not this worker's any more leaves no trace of the attempt."""
         job = flight.job
+        flight.ending = True
         while True:
             try:
                 mine = await self._queue.finish(job.id, self.id, job.attempt, status, fields)
@@ -431,7 +434,7 @@ class Worker:
     def _stop_flight(self, job: str, reason: Stop) -> None:
         """Stop a job: at once as its user sees it, and its thread at the next report of progress."""
         flight = self._flights.get(job)
-        if flight is not None and not flight.stop and flight.task is not None:
+        if flight is not None and not (flight.stop or flight.ending) and flight.task is not None:
             flight.stop = reason
             flight.task.cancel()
 

@@ -13,9 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+import structlog
 
 from service.settings import Settings
 from tests.service.support import Server, as_environment, serving, working
+
+structlog.configure(
+    processors=[structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
+)
 
 
 @pytest.fixture(scope="session")

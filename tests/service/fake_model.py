@@ -1,7 +1,7 @@
 """A model without weights whose behaviour the photos' names choose; `python fake_model.py` is a worker that serves it.
 
-Names that contain: nan (not a number), refuse (cannot be reconstructed), raise (a bug), oom (out of memory), crash (kills the
-process), slow (takes seconds, and reports), hang (takes very long, and does not report).
+Names that contain: nan (not a number), refuse (cannot be reconstructed), raise (a bug), oom (out of memory), crash
+(kills the process), slow and steady (take 3 s and 0.6 s, and report), hang (takes very long, and does not report).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FakeModel:
             raise RuntimeError("a bug, with a secret path /etc/passwd")
         if "hang" in names:
             time.sleep(30)
-        for step in range(100 if "slow" in names else 1):
+        for step in range(100 if "slow" in names else 20 if "steady" in names else 1):
             progress("forward", step / 100)
             time.sleep(0.03)
         self.batches.append(len(batch))

@@ -58,7 +58,8 @@ async def test_jobs_come_in_order_and_end_once(queue, settings, raw):
     assert 0 < raw.ttl("{scenelift}:job:a") <= settings.result_seconds
     assert raw.ttl("{scenelift}:job:b") == -1
     assert await queue.depth() == (1, 0)
-    assert await queue.finish("a", "w", 1, "failed", {}), "the same end again is fine"
+    assert await queue.finish("a", "w", 1, "succeeded", {}), "the same end again is fine"
+    assert not await queue.finish("a", "w", 1, "failed", {})
     assert (await queue.document("a")).status == "succeeded"
 
 
