@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         rope = rope_table(*grid, self.head_width, x.device)
         if not self.cross_reference_blocks:
-            own_view = own_group_bias(x.shape[1], x.shape[2], x.device)[x.shape[2] :]
+            own_view = own_group_bias(x.shape[1], x.shape[2], x)[x.shape[2] :]
             for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
                 x = multi_view_layer(x, reference_block, block, rope, own_view)
         else:
@@ -59,8 +59,8 @@ class Decoder(nn.Module):
         path = torch.arange(paths, device=x.device)[:, None]
         to_views = (path * views + slot_of_view).T.reshape(-1)  # (N * M): where (view, path) lies among (path, slot)
         to_slots = (view_of_slot * paths + path).reshape(-1)  # (M * N): and the way back
-        own_view = own_group_bias(views, count, x.device)[count:]
-        own_path = own_group_bias(paths, count, x.device)
+        own_view = own_group_bias(views, count, x)[count:]
+        own_path = own_group_bias(paths, count, x)
         x = x.index_select(1, view_of_slot.reshape(-1))
         last = len(self.blocks) - 1
         layers = zip(self.reference_blocks, self.blocks, self.cross_reference_blocks, strict=True)

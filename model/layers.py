@@ -43,11 +43,14 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return (x * cos + torch.cat([row2, row1, column2, column1], dim=-1) * sin).to(x.dtype)
 
 
-def own_group_bias(count: int, tokens: int, device: torch.device) -> Tensor:
-    """(count * tokens, count * tokens), to add to logits: -inf where query and key are of one group, else 0."""
-    group = torch.arange(count, device=device)[:, None].expand(count, tokens).reshape(-1)
+def own_group_bias(count: int, tokens: int, like: Tensor) -> Tensor:
+    """(count * tokens, count * tokens), to add to logits: -inf where query and key are of one group, else 0.
+
+    Its type and device are those of `like`.
+    """
+    group = torch.arange(count, device=like.device)[:, None].expand(count, tokens).reshape(-1)
     same = group[:, None] == group[None, :]
-    return torch.zeros((), device=device).masked_fill(same, -torch.inf)
+    return like.new_zeros(()).masked_fill(same, -torch.inf)
 
 
 class PatchEmbed(nn.Module):

@@ -11,16 +11,26 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from typer import Typer
+from typer.testing import CliRunner, Result
 
 from export import onnx_graph
+from export.__main__ import export
 from export.contract import DESCRIPTION_FILE, GRAPH_FILE, INPUTS, OUTPUTS, ArtifactError, read_description, sha256
-from export.onnx_graph import export_onnx, weights_sha256, write_graph
+from export.onnx_graph import export_onnx, weights_sha256
 from export.parity import ParityError, check_parity, compare
+from export.sessions import open_model
 from model.checkpoint import save
 from model.mvdust3r import MVDUSt3R
 from tests.tiny import TINY_CONFIG, TINY_SQUARE, tiny_network
 
 ALONE = dataclasses.replace(TINY_CONFIG, paths=1, encoder_depth=1, decoder_depth=1)
+
+
+def run_command(*arguments: object) -> Result:
+    app = Typer()
+    app.command()(export)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +100,22 @@ def test_the_description_is_true(artifact: Path, network: MVDUSt3R) -> None:
     assert all(case["point_error_p99"] < 1e-4 for case in description.parity["noise"])
 
 
-def test_one_reference_path(tmp_path: Path) -> None:
+def test_the_command_makes_a_model_of_one_path(tmp_path: Path) -> None:
     """MV-DUSt3R's references have length 1, and say which view is the frame."""
-    network = tiny_network(ALONE)
-    write_graph(network, tmp_path / GRAPH_FILE, TINY_SQUARE)
-    for case in check_parity(network, tmp_path / GRAPH_FILE, TINY_SQUARE):
-        assert case["references"] == (case["views"] - 1,)
+    save(tiny_network(ALONE), tmp_path / "My Net.safetensors")
+    output = tmp_path / "models" / "mine"
+    result = run_command(tmp_path / "My Net.safetensors", "-o", output, "--square", "32", "--licence", "MIT")
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[0].startswith("Read My Net.safetensors: mvdust3r, 0.")
+    description = read_description(output)
+    assert (description.name, description.network, description.licence) == ("my-net", "mvdust3r", "MIT")
+    for case in description.parity["noise"]:
+        assert case["references"] == [case["views"] - 1]
         assert case["point_error_p99"] < 1e-4
+    session = open_model(output)
+    assert session.info.max_views == 24
+    session.warm_up()
+    assert [path.name for path in output.parent.iterdir()] == ["mine"]
 
 
 def test_a_graph_of_other_weights_is_refused(artifact: Path) -> None:
@@ -145,20 +164,12 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, network: MVDUSt3R) -> 
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    from typer import Typer
-    from typer.testing import CliRunner
-
-    from export.__main__ import export
-
-    app = Typer()
-    app.command()(export)
     (tmp_path / "x.pth").write_bytes(b"junk")
-    result = CliRunner().invoke(app, [str(tmp_path / "x.pth"), "-o", str(tmp_path / "out")])
+    result = run_command(tmp_path / "x.pth", "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "x.pth" in result.output
-    assert "Traceback" not in result.output
+    assert result.output.startswith("error: x.pth")
     save(tiny_network(), tmp_path / "mine.safetensors")
-    result = CliRunner().invoke(app, [str(tmp_path / "mine.safetensors"), "-o", str(tmp_path), "--square", "32"])
+    result = run_command(tmp_path / "mine.safetensors", "-o", tmp_path, "--square", "32")
     assert result.exit_code == 2
     assert "exists already" in result.output
     assert not (tmp_path / DESCRIPTION_FILE).exists()
