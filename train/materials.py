@@ -154,9 +154,7 @@ def fabric(rng: np.random.Generator, n: int, colour: Colour) -> UInt8:
     if style:
         count = int(rng.integers(4, 11))
         widths = np.repeat(rng.integers(0, 3, count), np.diff(np.linspace(0, n, count + 1).astype(int)))
-        palette = np.array(
-            [colour, hue(rng, (0.2, 0.7), (0.3, 0.95)), hue(rng, (0.0, 0.4), (0.6, 1.0))], dtype=np.float32
-        )
+        palette = np.array([colour, homely(rng), hue(rng, (0.0, 0.12), (0.75, 0.95))], dtype=np.float32)
         stripes = palette[widths]
         base = stripes[:, None] if style == 1 else (stripes[:, None] + stripes[None]) / 2
         picture = np.broadcast_to(base, picture.shape) * shade[..., None]
