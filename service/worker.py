@@ -47,8 +47,8 @@ UPLOAD_GRACE_SECONDS = 3600.0
 """Photos without a job are an upload that still goes on, for so long at most."""
 RECHECK_SECONDS = 30.0
 """Pause after a deep check that failed."""
-GEOMETRY_STAGES = 5
-"""About how many stages a model without a network goes through; only the progress depends on it."""
+GEOMETRY_STAGES = 3
+"""How many stages a model without a network goes through; only the progress depends on it."""
 RETRY_SECONDS = 0.5
 """Pause after the queue's server did not answer."""
 
@@ -109,7 +109,9 @@ Answer = tuple[Prediction, Views]
 class Worker:
     """One process's worth of reconstructing."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: Settings, catalogue: Catalogue, *, opened: Callable[[], None] = lambda: None) -> None:
+        """`opened` is called after a model was opened, on whatever thread did that."""
+        self._opened = opened
         self._settings = settings
         self._catalogue = catalogue
         self._queue = Queue(settings)
@@ -348,6 +350,7 @@ class Worker:
         """The model, loaded and warm; on the thread that computes."""
         if name not in self._models:
             model = self._catalogue.open(name)
+            self._opened()
             model.warm_up()
             self._models[name] = model
         return self._models[name]
@@ -627,9 +630,18 @@ def run(settings: Settings, catalogue: Catalogue) -> NoReturn:
     logs.configure(json=settings.log_json)
 
     async def work() -> int:
-        worker = Worker(settings, catalogue)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        loop = asyncio.get_running_loop()
+
+        def arm() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, worker.stop)
+
+        def opened() -> None:
+            """Again: pycolmap, where it is loaded for a model, makes SIGTERM a crash with a stack trace."""
+            loop.call_soon_threadsafe(arm)
+
+        worker = Worker(settings, catalogue, opened=opened)
+        arm()
         return await worker.run()
 
     code = asyncio.run(work())

@@ -6,6 +6,7 @@ Names that contain: nan (not a number), refuse (cannot be reconstructed), raise 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -84,9 +85,17 @@ class FakeCatalogue:
         return self.models[name]
 
 
+class RudeCatalogue(FakeCatalogue):
+    """Opening a model takes SIGTERM away from the process, as loading pycolmap does."""
+
+    def open(self, name: str) -> FakeModel:
+        ctypes.CDLL(None).signal(signal.SIGTERM, 0)
+        return super().open(name)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from service.settings import Settings
     from service.worker import run
 
-    run(Settings(), FakeCatalogue())
+    run(Settings(), RudeCatalogue())

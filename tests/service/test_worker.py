@@ -252,6 +252,19 @@ async def test_a_drain_lets_running_jobs_end(queue, settings):
     assert (await queue.document("job")).status == "succeeded"
 
 
+async def test_a_worker_process_drains_at_sigterm(queue, settings, spawn):
+    await submit(queue, settings, "job", "slow.jpg", "b.jpg")
+    process = spawn()
+
+    async def computing():
+        return (await queue.document("job")).stage == "forward"
+
+    await until(computing)
+    process.terminate()
+    assert await asyncio.to_thread(process.wait, 20) == 0
+    assert (await queue.document("job")).status == "succeeded"
+
+
 async def test_a_broken_model_makes_the_worker_unhealthy(queue, settings):
     class Broken(FakeModel):
         def warm_up(self) -> None:

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service import cli, doctor, local
+from service.models import GEOMETRY, Registry
+from service.settings import Settings
+from tests.service.fake_model import FakeCatalogue, FakeModel
+from tests.service.support import jpeg
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"SCENELIFT_{name.upper()}", raising=False)
+    monkeypatch.setenv("SCENELIFT_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index, name in enumerate(("a.jpg", "b.jpg", "nan.jpg", "refuse.jpg")):
+        (tmp_path / name).write_bytes(jpeg(index))
+    (tmp_path / "text.jpg").write_text("dear diary")
+    return ["a.jpg", "b.jpg"]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    catalogue = FakeCatalogue()
+    monkeypatch.setattr(local, "Registry", lambda folder: catalogue)
+    monkeypatch.setattr(doctor, "Registry", lambda folder: catalogue)
+    return catalogue
+
+
+def run(*arguments: str):
+    result = CliRunner().invoke(cli.app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_photos_in_files_out(photos, fake, tmp_path):
+    result = run("reconstruct", *photos, "-o", "out", "--outputs", "cameras.json,scene.ply", "--reference", "1")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cameras.json", "scene.ply"]
+    assert "2 files in out" in result.stdout
+    assert "A warning." in result.stderr
+    assert json.loads((tmp_path / "out" / "cameras.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.jpg"], "1 photo: fake takes 2 to 8."),
+        (["a.jpg", "missing.jpg"], "missing.jpg cannot be read"),
+        (["a.jpg", "."], "cannot be read"),
+        (["a.jpg", "text.jpg"], "text.jpg is not an image"),
+        (["a.jpg", "b.jpg", "--model", "gpt"], "There is no model 'gpt'. The models are fake."),
+        (["a.jpg", "b.jpg", "--outputs", "scene.obj"], "There is no output 'scene.obj'."),
+        (["a.jpg", "b.jpg", "--reference", "5"], "reference"),
+        (["a.jpg", "b.jpg", "--focal", "both"], "focal"),
+        (["a.jpg", "b.jpg", "--max-points", "3"], "max_points"),
+        (["a.jpg", "nan.jpg"], "not numbers"),
+        (["a.jpg", "refuse.jpg"], "different places. Photograph one place."),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_code_2(photos, fake, tmp_path, arguments, words):
+    result = run("reconstruct", *arguments, "-o", "out")
+    assert result.exit_code == 2
+    lines = result.stderr.strip().splitlines()
+    assert words in lines[-1]
+    assert len(lines) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said(photos, fake, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    result = run("reconstruct", *photos, "-o", "out", "--outputs", "cameras.json")
+    assert result.exit_code == 2
+    assert "Cannot write to out" in result.stderr
+
+
+def test_models_are_listed_and_one_is_the_default(data_dir):
+    assert "geometry (default)" in run("models").stdout
+    assert run("models", "default", "geometry").exit_code == 0
+    assert (data_dir / "models" / "default").read_text() == "geometry\n"
+    missing = run("models", "default", "gpt")
+    assert missing.exit_code == 2
+    assert "There is no model 'gpt'; there are geometry." in missing.stderr
+
+
+def test_the_doctor_says_what_works(fake):
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("Python", "CPU", "GPU", "queue", "data", "fake: a tiny one in"):
+        assert word in result.stdout
+
+
+def test_the_doctor_says_what_does_not(monkeypatch):
+    class Broken(FakeModel):
+        def warm_up(self) -> None:
+            raise RuntimeError("no kernels")
+
+    monkeypatch.setattr(doctor, "Registry", lambda folder: FakeCatalogue(Broken()))
+    monkeypatch.setenv("SCENELIFT_REDIS_URL", "unix:///nowhere.sock")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "no kernels" in result.stdout
+    assert "SCENELIFT_REDIS_URL does not answer" in result.stdout
+
+
+def test_help_prints_every_setting_with_its_default():
+    text = " ".join(run("serve", "--help").stdout.split())
+    for name in Settings.model_fields:
+        assert f"SCENELIFT_{name.upper()}" in text
+    assert "SCENELIFT_LEASE_SECONDS = 15.0" in text
+
+
+def test_export_is_passed_on(monkeypatch):
+    commands = []
+
+    def record(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    assert run("export", "weights.pth", "-o", "model", "--name", "mine").exit_code == 7
+    assert commands == [(sys.executable, "-m", "export", "weights.pth", "-o", "model", "--name", "mine")]
+
+
+def test_settings_come_from_the_environment_and_a_file(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("SCENELIFT_PORT=1234\nSCENELIFT_HOST=0.0.0.0\nOTHER=1\n")
+    monkeypatch.setenv("SCENELIFT_HOST", "::1")
+    settings = Settings()
+    assert (settings.port, settings.host) == (1234, "::1")
+    assert settings.queue_url == f"unix://{settings.socket_path}"
+    assert len(str(settings.socket_path)) < 108
+
+
+def test_the_registry_without_artifacts(tmp_path):
+    registry = Registry(tmp_path / "models")
+    assert registry.infos() == [GEOMETRY]
+    assert registry.default() == "geometry"
+    with pytest.raises(KeyError):
+        registry.open("gpt")
+    with pytest.raises(KeyError):
+        registry.set_default("gpt")
+
+
+def test_it_runs_as_a_module():
+    result = subprocess.run(
+        (sys.executable, "-m", "service", "--help"), capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "export", "openapi"):
+        assert name in result.stdout
