@@ -18,6 +18,8 @@ COLOUR_SCALE = 8.0
 EDGE_STEP = 0.04
 """A filled pixel whose depth differs by more than this share from a neighbour's hangs between two surfaces."""
 FILLED_CONFIDENCE = 0.3
+REACH = 0.25
+"""Share of the long side beyond which nothing is filled."""
 
 
 def fill(rgb: UInt8, inverse: Float32, sure: np.ndarray, pixels: Float64, sparse_inverse: Float64) -> Float32:
@@ -61,14 +63,22 @@ def _smooth(guide: Float32, known: Float32, weight: Float32) -> Float64:
     return spsolve((laplacian + sparse.diags_array(data)).tocsc(), data * known.ravel()).reshape(h, w)
 
 
-def trust(rgb: UInt8, inverse: Float32, sure: np.ndarray, score: Float32, agreeing: np.ndarray) -> Float32:
-    """Confidence (h, w) float32: 0.5 to 1 where stereo is sure, up to 0.3 where filled, 0 to hide."""
-    long_side = max(sure.shape)
+def trust(
+    rgb: UInt8, inverse: Float32, sure: np.ndarray, score: Float32, agreeing: np.ndarray, obstructed: np.ndarray
+) -> Float32:
+    """Confidence (h, w) float32: 0.5 to 1 where stereo is sure, up to 0.3 where filled, 0 to hide.
+
+    `score` is the ZNCC, `agreeing` and `obstructed` count other views that see this surface, or see through it.
+    """
+    reach = REACH * max(sure.shape)
     measured = 0.5 + 0.25 * np.clip((score - 0.6) / 0.4, 0, 1) + 0.25 * np.clip(agreeing / 4.0, 0, 1)
+    measured[obstructed > agreeing] = 0.0
     distance = cv2.distanceTransform((~sure).astype(np.uint8), cv2.DIST_L2, 5)
-    guessed = FILLED_CONFIDENCE * np.exp(-distance / (0.1 * long_side))
-    guessed[_hanging(inverse) | sky(rgb, sure)] = 0.0
-    return np.where(sure, measured, guessed).astype(np.float32)
+    guessed = FILLED_CONFIDENCE * np.exp(-2.5 * distance / reach)
+    guessed[_hanging(inverse) | (obstructed > 0) | (distance > reach)] = 0.0
+    confidence = np.where(sure, measured, guessed)
+    confidence[sky(rgb, sure)] = 0.0
+    return confidence.astype(np.float32)
 
 
 def _hanging(inverse: Float32) -> np.ndarray:
@@ -79,20 +89,23 @@ def _hanging(inverse: Float32) -> np.ndarray:
 
 
 def sky(rgb: UInt8, sure: np.ndarray) -> np.ndarray:
-    """(h, w) bool: smooth blue or blown-out regions that reach the upper edge and have no measured depth."""
+    """(h, w) bool: bright, smooth, blue or blown-out regions that reach the upper edges and have hardly any depth."""
     blurred = cv2.GaussianBlur(rgb, (5, 5), 0)
     red, green, blue = (blurred[..., k].astype(np.int16) for k in range(3))
     grey = cv2.cvtColor(blurred, cv2.COLOR_RGB2GRAY).astype(np.float32)
     rough = cv2.blur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (5, 5))
     coloured = ((blue > red + 8) & (blue >= green) & (blue > 90)) | (np.minimum(np.minimum(red, green), blue) > 215)
+    coloured &= grey > 0.7 * np.median(grey)
     count, labels = cv2.connectedComponents((coloured & (rough < 6.0)).astype(np.uint8), connectivity=4)
-    if count <= 1:
-        return np.zeros(sure.shape, bool)
-    at_top = np.bincount(labels[0], minlength=count)
+    half = len(labels) // 2
+    edge = np.concatenate([labels[0], labels[:half, 0], labels[:half, -1]])
+    at_edge = np.bincount(edge, minlength=count)
     area = np.bincount(labels.ravel(), minlength=count)
     measured = np.bincount(labels.ravel(), weights=sure.ravel().astype(float), minlength=count)
-    is_sky = (at_top > 0.05 * sure.shape[1]) & (area > 0.01 * sure.size) & (measured < 0.15 * area)
+    is_sky = (at_edge > 0.05 * sure.shape[1]) & (area > 0.02 * sure.size) & (measured < 0.2 * area)
     is_sky[0] = False
-    # A pixel more on every side: the blend of sky and roof belongs to neither.
-    grown = cv2.dilate(is_sky[labels].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    return grown & ~sure
+    found = is_sky[labels].astype(np.uint8)
+    # Windows that straddle a roof give the sky beside it the roof's depth: take that rim too where it has the colour of
+    # sky, and one pixel more, where the colours blend.
+    rim = cv2.dilate(found, np.ones((11, 11), np.uint8)) & coloured.astype(np.uint8)
+    return cv2.dilate(found | rim, np.ones((3, 3), np.uint8)) > 0

@@ -26,6 +26,8 @@ EDGE_SCALE = 24.0
 """Grey levels that halve the price of a depth jump."""
 NOISE_VARIANCE = 4.0
 """Variance in squared grey levels below which a window counts as textureless."""
+SEEN_THROUGH = 0.06
+"""A point nearer than another view's surface on that view's ray by more than this share of depth stands in its way."""
 AGREEMENT = 0.03
 """Two views agree where their depths differ by less than this share."""
 MIN_SCORE = 0.6
@@ -299,6 +301,43 @@ def _agree(inverse, K, R, t, their_inverse, their_K, their_R, their_t, share, co
             # Its inverse depth moved along this view's ray, to first order.
             weight[y, x] += 1.0
             total[y, x] += inverse[y, x] * found / expected
+
+
+@compiled
+def _stands_in_the_way(points, K, R, t, inverse, sure, share, count):  # noqa: ANN001, ANN202
+    """`count` += 1 for every world point (h, w, 3) that hides a surface which this view is sure to see."""
+    for y in range(points.shape[0]):
+        for x in range(points.shape[1]):
+            p = points[y, x]
+            z = R[2, 0] * p[0] + R[2, 1] * p[1] + R[2, 2] * p[2] + t[2]
+            if z <= 0.0:
+                continue
+            u = (R[0, 0] * p[0] + R[0, 1] * p[1] + R[0, 2] * p[2] + t[0]) / z * K[0, 0] + K[0, 2]
+            v = (R[1, 0] * p[0] + R[1, 1] * p[1] + R[1, 2] * p[2] + t[1]) / z * K[1, 1] + K[1, 2]
+            column, line = int(np.floor(u)), int(np.floor(v))
+            if 0 <= column < inverse.shape[1] and 0 <= line < inverse.shape[0] and sure[line, column]:
+                count[y, x] += z * inverse[line, column] < 1.0 - share
+
+
+def obstructions(points: Float32, others: Sequence[tuple[Grid, Float32, np.ndarray]]) -> np.ndarray:
+    """(h, w) uint8: how many other views look through each world point (h, w, 3).
+
+    `others` are (grid, inverse depth, sure) of the views to ask.
+    """
+    count = np.zeros(points.shape[:2], np.uint8)
+    for grid, inverse, sure in others:
+        _stands_in_the_way(points, grid.K, grid.R, grid.t, inverse, sure, SEEN_THROUGH, count)
+    return count
+
+
+def unproject(grid: Grid, inverse: Float32) -> Float32:
+    """(h, w, 3) float32 world points of every pixel of a grid."""
+    h, w = inverse.shape
+    x = (np.arange(w) + 0.5 - grid.K[0, 2]) / grid.K[0, 0]
+    y = (np.arange(h) + 0.5 - grid.K[1, 2]) / grid.K[1, 1]
+    depth = 1.0 / inverse.astype(np.float64)
+    local = np.stack([x[None] * depth, y[:, None] * depth, depth], axis=-1)
+    return ((local - grid.t) @ grid.R).astype(np.float32)
 
 
 def check(grids: Sequence[Grid], maps: Sequence[tuple[Float32, Float32]], near: Sequence[set[int]]) -> list[DepthMap]:

@@ -18,7 +18,7 @@ NO_PARALLAX, LITTLE_PARALLAX = 4.0, 10.0
 """Parallax over reprojection error below which depth is noise, and below which it is doubtful."""
 SMALL_ANGLE = 1.0
 DISAGREEMENT = 8.0
-LITTLE_SUPPORT = 0.15
+LITTLE_SUPPORT = 0.25
 
 OVERLAP = "Take photos that overlap by at least two thirds, moving a step sideways between them."
 

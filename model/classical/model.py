@@ -13,7 +13,18 @@ import pycolmap
 from model.classical import completion, dense, gate, poses
 from model.classical.parallel import each
 from model.classical.poses import Pose, Solution
-from model.types import Camera, Float64, ModelInfo, Prediction, Progress, ReconstructionError, UInt8, View, Views
+from model.types import (
+    Camera,
+    Float32,
+    Float64,
+    ModelInfo,
+    Prediction,
+    Progress,
+    ReconstructionError,
+    UInt8,
+    View,
+    Views,
+)
 
 GRID_SIDE = 384
 MANY_VIEWS = 12
@@ -26,9 +37,10 @@ MARGIN = (0.6, 1.6)
 class Surface:
     """One view's finished depth."""
 
-    inverse: np.ndarray
-    confidence: np.ndarray
-    sure: np.ndarray
+    points: Float32
+    """(h, w, 3) in the reference frame."""
+    confidence: Float32
+    """(h, w)."""
 
 
 class GeometricModel:
@@ -78,7 +90,7 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
     clock = time.perf_counter()
     progress("completion", 0.0)
     finished = each(
-        lambda v: _complete(colours[v], maps[v], solution, solution.poses[v], views.views[v]),
+        lambda v: _complete(v, colours[v], grids, maps, solution, views.views[v]),
         placed,
         lambda done: progress("completion", done),
     )
@@ -97,7 +109,7 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
             f"The scene is seen from {views.views[reference].name}, since the reference could not be placed."
         )
     return _prediction(
-        views, solution, colours, grids, surfaces, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
+        views, solution, colours, surfaces, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
         details={
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             "sparse_points": len(solution.points),
@@ -172,13 +184,19 @@ def _depths(solution: Solution, pose: Pose) -> Float64:
     return depths[depths > 0]
 
 
-def _complete(colour: UInt8, found: dense.DepthMap, solution: Solution, pose: Pose, view: View) -> Surface:
+def _complete(
+    v: int, colour: UInt8, grids: dict[int, dense.Grid], maps: dict[int, dense.DepthMap], solution: Solution, view: View
+) -> Surface:
+    pose, found = solution.poses[v], maps[v]
     depths = solution.points[pose.points] @ pose.R[2] + pose.t[2]
     ahead = depths > 0
     pixels = pose.pixels[ahead] * _to_grid(colour, view)
     inverse = completion.fill(colour, found.inverse, found.sure, pixels, 1.0 / depths[ahead])
-    confidence = completion.trust(colour, inverse, found.sure, found.score, found.agreeing)
-    return Surface(inverse, confidence, found.sure)
+    points = dense.unproject(grids[v], inverse)
+    others = [(grids[j], other.inverse, other.sure) for j, other in maps.items() if j != v]
+    obstructed = dense.obstructions(points, others)
+    confidence = completion.trust(colour, inverse, found.sure, found.score, found.agreeing, obstructed)
+    return Surface(points, confidence)
 
 
 def _support(grids: dict[int, dense.Grid], maps: dict[int, dense.DepthMap]) -> float:
@@ -194,7 +212,7 @@ def _support(grids: dict[int, dense.Grid], maps: dict[int, dense.DepthMap]) -> f
 
 
 def _prediction(
-    views: Views, solution: Solution, colours: Sequence[UInt8], grids: dict[int, dense.Grid],
+    views: Views, solution: Solution, colours: Sequence[UInt8],
     surfaces: dict[int, Surface], *, low_confidence: bool, warnings: tuple[str, ...], details: dict[str, object],
 ) -> Prediction:  # fmt: skip
     count = len(views)
@@ -213,7 +231,7 @@ def _prediction(
         if pose is None:
             continue
         surface = surfaces[v]
-        points[v, :h, :w] = _unproject(grids[v], surface.inverse)
+        points[v, :h, :w] = surface.points
         confidence[v, :h, :w] = surface.confidence
         pose_in_world = np.eye(4)
         pose_in_world[:3, :3] = pose.R.T
@@ -224,16 +242,6 @@ def _prediction(
         points, confidence, rgb, crops,
         cameras=tuple(cameras), low_confidence=low_confidence, warnings=warnings, details=details,
     )  # fmt: skip
-
-
-def _unproject(grid: dense.Grid, inverse: np.ndarray) -> np.ndarray:
-    """(h, w, 3) float32 world points of every grid pixel."""
-    h, w = inverse.shape
-    x = (np.arange(w) + 0.5 - grid.K[0, 2]) / grid.K[0, 0]
-    y = (np.arange(h) + 0.5 - grid.K[1, 2]) / grid.K[1, 1]
-    depth = 1.0 / inverse.astype(np.float64)
-    local = np.stack([x[None] * depth, y[:, None] * depth, depth], axis=-1)
-    return ((local - grid.t) @ grid.R).astype(np.float32)
 
 
 def _rehearsal() -> Views:

@@ -318,7 +318,8 @@ def _adjust(model: pycolmap.Reconstruction, free: Sequence[int] = ()) -> float:
     options.print_summary = False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.loss_function_scale = 1.0
-    options.ceres.solver_options.max_num_iterations = 100
+    options.ceres.solver_options.max_num_iterations = 50
+    options.ceres.solver_options.function_tolerance = 1e-6
     pycolmap.create_default_bundle_adjuster(options, config, model).solve()
     return float(np.log1p(_squared_errors(model)).sum())
 
