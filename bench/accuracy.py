@@ -28,7 +28,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from train.scenes import make_cameras, make_room
 SIZE = (640, 480)
 FOCAL_35MM = 28
 FOCAL = FOCAL_35MM * float(np.hypot(*SIZE) / np.hypot(36, 24)) / max(SIZE)
+MOST_VIEWS = 12
+"""Every room has one walk of so many; fewer views are its first ones."""
 FIRST_ROOM = 100
 """Seeds from here on are the bench's own."""
 WALK: dict[str, Any] = {"step": (0.35, 0.8), "shared": (0.35, 0.85), "focal": FOCAL}
@@ -245,8 +247,8 @@ def mean_depth(rooms: int = 4, views: int = 6, size: tuple[int, int] = (160, 120
 # ---------------------------------------------------------------- the run
 
 
-def run(rooms: Sequence[int], counts: Sequence[int], keep: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All records: the kept ones and those of each room, view count and method of this run."""
+def run(rooms: Sequence[int], counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One record for each room, view count and method, as they come."""
     methods: dict[str, Callable[[tuple[View, ...]], Answer]] = {
         "geometry": geometric,
         "geometry, no EXIF": geometric_without_exif,
@@ -254,12 +256,11 @@ def run(rooms: Sequence[int], counts: Sequence[int], keep: list[dict[str, Any]])
         "plane, identity": plane(np.ones((120, 160))),
         "mean depth, identity": plane(mean_depth()),
     }
-    records = {(r["room"], r["views"], r["method"]): r for r in keep if r["method"] in methods}
     for number in rooms:
         seed = FIRST_ROOM + number
         room = make_room(seed)
-        poses = make_cameras(room, max(counts), seed, **WALK)
-        photos = photograph(room, poses, seed)
+        poses = make_cameras(room, MOST_VIEWS, seed, **WALK)
+        photos = photograph(room, poses[: max(counts)], seed)
         for count in counts:
             for name, method in methods.items():
                 wall = time.perf_counter()
@@ -269,10 +270,7 @@ def run(rooms: Sequence[int], counts: Sequence[int], keep: list[dict[str, Any]])
                 record |= pose_errors(poses[:count], found)
                 if name != "COLMAP defaults":
                     record |= points_of(prediction, room, poses[:count])
-                records[number, count, name] = record
-                shown = {k: round(v, 3) for k, v in record.items() if isinstance(v, float)}
-                print(f"room {number}, {count} views, {name}: {shown}", flush=True)
-    return [records[key] for key in sorted(records)]
+                yield record
 
 
 def points_of(prediction: Prediction | None, room: Room, poses: Float64) -> dict[str, float]:
@@ -357,6 +355,21 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def report(records: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write accuracy.json, accuracy.md and accuracy.png."""
+    setting = {
+        "photo": f"{SIZE[0]} x {SIZE[1]}, noise and uneven exposure",
+        "walk": WALK,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    rows = summarise(records)
+    document = {"setting": setting, "summary": rows, "records": list(records)}
+    (out / "accuracy.json").write_text(json.dumps(document, indent=1) + "\n")
+    head = "Rendered rooms: `python -m bench.accuracy`; definitions in `bench/accuracy.py`. Means over sets of photos."
+    (out / "accuracy.md").write_text(f"# Accuracy\n\n{head}\n\n{table(rows)}\n![Accuracy over views](accuracy.png)\n")
+    plot(rows, out / "accuracy.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy on rendered rooms.")
     parser.add_argument(
@@ -369,23 +382,19 @@ def main() -> None:
     rooms, counts = range(*arguments.rooms), arguments.views
     if arguments.quick:
         rooms, counts = range(2), [2, 4]
+    if max(counts) > MOST_VIEWS:
+        parser.error(f"at most {MOST_VIEWS} views")
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     store = out / "accuracy.json"
-    keep = json.loads(store.read_text())["records"] if store.exists() else []
-    records = run(list(rooms), counts, keep)
-    rows = summarise(records)
-    setting = {
-        "photo": f"{SIZE[0]} x {SIZE[1]}, noise and uneven exposure",
-        "walk": WALK,
-        "focal_px": round(FOCAL * max(SIZE), 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    store.write_text(json.dumps({"setting": setting, "summary": rows, "records": records}, indent=1) + "\n")
-    head = "Rendered rooms: `python -m bench.accuracy`; definitions in `bench/accuracy.py`. Means over sets of photos."
-    (out / "accuracy.md").write_text(f"# Accuracy\n\n{head}\n\n{table(rows)}\n![Accuracy over views](accuracy.png)\n")
-    plot(rows, out / "accuracy.png")
-    print(table(rows))
+    kept = json.loads(store.read_text())["records"] if store.exists() else []
+    records = {(r["room"], r["views"], r["method"]): r for r in kept}
+    for record in run(rooms, counts):
+        records[record["room"], record["views"], record["method"]] = record
+        shown = {key: round(value, 3) for key, value in record.items() if isinstance(value, float)}
+        print(f"room {record['room']}, {record['views']} views, {record['method']}: {shown}", flush=True)
+        report([records[key] for key in sorted(records)], out)
+    print((out / "accuracy.md").read_text())
 
 
 if __name__ == "__main__":

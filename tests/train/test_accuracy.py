@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -109,5 +110,7 @@ def test_report(tmp_path):
     text = accuracy.table(rows).splitlines()
     assert len(text) == 2 + 4
     assert len({line.count("|") for line in text}) == 1
-    accuracy.plot(rows, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    accuracy.report(records, tmp_path)
+    assert json.loads((tmp_path / "accuracy.json").read_text())["records"] == records
+    assert accuracy.table(rows) in (tmp_path / "accuracy.md").read_text()
+    assert (tmp_path / "accuracy.png").stat().st_size > 5000
