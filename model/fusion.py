@@ -121,34 +121,33 @@ def _carve(
     seen = keep.copy()
     for i in placed:
         others = sorted((j for j in placed if j != i), key=lambda j: float(np.linalg.norm(centres[j] - centres[i])))
+        points = np.ascontiguousarray(prediction.points[i].reshape(-1, 3).T)
+        floats = np.zeros(height * width, dtype=bool)
         for j in others[:CARVING_NEIGHBOURS]:
-            index = np.flatnonzero(keep[i])
-            points = prediction.points[i].reshape(-1, 3)[index]
-            column, row, z = _project(points, placed[j], prediction.crops[j], height, width)
-            inside = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index, target, z = index[inside], row[inside] * width + column[inside], z[inside]
-            floats = (
-                seen[j].ravel()[target]
-                & (z < (1 - FREE_SPACE_MARGIN) * depth[j].ravel()[target])
-                & (confidence[i].ravel()[index] < confidence[j].ravel()[target])
+            at, z = _project(points, placed[j], prediction.crops[j], height, width)
+            floats |= (
+                seen[j].ravel()[at]
+                & (z > 0)
+                & (z < (1 - FREE_SPACE_MARGIN) * depth[j].ravel()[at])
+                & (confidence[i].ravel() < confidence[j].ravel()[at])
             )
-            keep[i].ravel()[index[floats]] = False
+        keep[i].ravel()[floats] = False
 
 
-def _project(
-    points: Float32, camera: Camera, crop: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray, Float32]:
-    """Column and row (int32, off the grid when outside) in a view's grid, and depth, of world points (P, 3)."""
+def _project(points: Float32, camera: Camera, crop: np.ndarray, height: int, width: int) -> tuple[np.ndarray, Float32]:
+    """Flat pixel (P,) in a view's grid where it sees world points (3, P), and their depth; depth 0 off the grid."""
     left, top, right, bottom = crop
     to_grid = np.diag([width / (right - left), height / (bottom - top), 1.0])
     to_grid[:2, 2] = -left * to_grid[0, 0], -top * to_grid[1, 1]
     projection = (to_grid @ camera.K @ invert_rigid(camera.camera_to_world)[:3]).astype(np.float32)
-    projected = points @ projection[:, :3].T + projection[:, 3]
-    z = projected[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        grid = np.nan_to_num(projected[:, :2] / z[:, None], nan=-1.0, posinf=-1.0, neginf=-1.0)
-    grid = np.floor(np.clip(grid, -1, max(width, height))).astype(np.int32)
-    return grid[:, 0], grid[:, 1], z
+    x, y, z = projection[:, :3] @ points + projection[:, 3:]
+    inside = (z > 0) & (x >= 0) & (x < width * z) & (y >= 0) & (y < height * z)
+    z = np.where(inside, z, np.float32(1))
+    column = np.where(inside, x / z, np.float32(0)).astype(np.int32)
+    row = np.where(inside, y / z, np.float32(0)).astype(np.int32)
+    # Rounding may put a point on the very edge one pixel beyond it.
+    at = np.minimum(row, height - 1) * width + np.minimum(column, width - 1)
+    return at, np.where(inside, z, np.float32(0))
 
 
 def _splats(
