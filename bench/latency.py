@@ -44,8 +44,8 @@ T = TypeVar("T")
 class Stage:
     name: str
     wall: float
-    cpu: float
-    peak_mb: float
+    cpu: float | None = None
+    peak_mb: float | None = None
     megabytes: float | None = None
     """Size of what came in (decoding) or out (formats, storage)."""
 
@@ -66,21 +66,21 @@ class Clock:
         return result
 
 
-def photograph(count: int, size: tuple[int, int]) -> list[bytes]:
-    """JPEG files of one rendered room, with EXIF."""
+def photograph(count: int, size: tuple[int, int], rendered: tuple[int, int] = RENDERED, **detail: Any) -> list[bytes]:
+    """JPEG files of `size`, with EXIF, of one room rendered at a lower size; `detail` is passed on to `make_room`."""
     from PIL import ExifTags, Image
 
     from train.render import intrinsics, render
     from train.scenes import make_cameras, make_room
 
-    focal = FOCAL_35MM * float(np.hypot(*RENDERED) / np.hypot(36, 24)) / max(RENDERED)
-    room = make_room(ROOM)
+    focal = FOCAL_35MM * float(np.hypot(*rendered) / np.hypot(36, 24)) / max(rendered)
+    room = make_room(ROOM, **detail)
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = FOCAL_35MM
     photos = []
     for index, pose in enumerate(make_cameras(room, count, ROOM, focal=focal)):
         rng = np.random.default_rng([ROOM, index])
-        picture = render(room, pose, intrinsics(RENDERED, focal), RENDERED, rng=rng, supersample=1).rgb
+        picture = render(room, pose, intrinsics(rendered, focal), rendered, rng=rng, supersample=1).rgb
         large = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
         large += 3 * rng.standard_normal(large.shape, dtype=np.float32)
         buffer = io.BytesIO()
@@ -124,7 +124,6 @@ def answer_of(answers: list[Prediction | ReconstructionError]) -> Prediction:
 def measure(photos: list[bytes], artifact: Path | None) -> tuple[list[Stage], dict[str, Any]]:
     """Every stage of the job with the geometric model, then the network's own stages; and facts about the scene."""
     from model.classical.model import GeometricModel
-
     from model.fusion import fuse
 
     clock, silent = Clock(), lambda *_: None
@@ -142,6 +141,7 @@ def measure(photos: list[bytes], artifact: Path | None) -> tuple[list[Stage], di
     model = GeometricModel()
     clock("warm up", model.warm_up)
     prediction = clock("poses and dense depth", lambda: answer_of(model.run([views], silent)))
+    clock.stages += [Stage(f"- {name}", seconds) for name, seconds in prediction.details["seconds"].items()]
     assert prediction.cameras is not None
     cameras, options = prediction.cameras, Options()
     scene = clock("fuse", lambda: fuse(prediction, views, cameras, options.confidence_percentile, options.max_points))
@@ -175,7 +175,8 @@ def table(stages: list[Stage]) -> str:
     lines = ["| stage | wall s | CPU s | MB | MB/s | peak memory MB |", "| --- | --: | --: | --: | --: | --: |"]
     for s in stages:
         size, rate = ("", "") if s.megabytes is None else (f"{s.megabytes:.2f}", f"{s.megabytes / s.wall:.1f}")
-        lines.append(f"| {s.name} | {s.wall:.2f} | {s.cpu:.2f} | {size} | {rate} | {s.peak_mb:.0f} |")
+        cpu, peak = "" if s.cpu is None else f"{s.cpu:.2f}", "" if s.peak_mb is None else f"{s.peak_mb:.0f}"
+        lines.append(f"| {s.name} | {s.wall:.2f} | {cpu} | {size} | {rate} | {peak} |")
     return "\n".join(lines)
 
 
@@ -205,11 +206,13 @@ def main() -> None:
     setting = {
         "photos": f"{arguments.photos} JPEG of {size[0]} x {size[1]}, {sum(map(len, photos)) / 1e6:.1f} MB",
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
-        "network": f"{parameters / 1e6:.1f} M parameters, 4 reference paths, 224 px, ONNX Runtime, float32",
     }
+    if artifact is not None:
+        setting["network"] = f"{parameters / 1e6:.1f} M parameters, 4 reference paths, 224 px, ONNX Runtime, float32"
     document = {"setting": setting, "stages": [asdict(stage) for stage in stages], "scene": facts}
     (out / "latency.json").write_text(json.dumps(document, indent=1) + "\n")
-    job = [stage for stage in stages if not stage.name.startswith(("network", "warm"))]
+    job = [stage for stage in stages if not stage.name.startswith(("network", "warm", "-"))]
+    wall, cpu = sum(s.wall for s in job), sum(s.cpu or 0 for s in job)
     lines = [
         "# Latency",
         "",
@@ -217,7 +220,7 @@ def main() -> None:
         "",
         *(f"- {key}: {value}" for key, value in setting.items()),
         f"- geometric model: {facts['placed']} of {arguments.photos} photos placed, {facts['points']:,} points",
-        f"- a whole job: {sum(s.wall for s in job):.1f} s wall, {sum(s.cpu for s in job):.1f} s CPU, stages in a row",
+        f"- a whole job: {wall:.1f} s wall, {cpu:.1f} s CPU, stages in a row",
         "",
         table(stages),
         "",
