@@ -86,12 +86,13 @@ class MVDUSt3R(nn.Module):
 
         tokens = self.encoder(images.flatten(0, 1)).unflatten(0, (-1, views))
         tokens = self.decoder(tokens, references, grid)
-        first = self.reference_head(tokens[:, 0], images[:, 0], grid)
-        rest = self.head(tokens[:, 1:].flatten(0, 1), images[:, 1:].flatten(0, 1), grid)
-        fields = (
-            torch.cat([a.unsqueeze(1), b.unflatten(0, (-1, views - 1))], dim=1).index_select(1, slot_of_view)
-            for a, b in zip(first, rest, strict=True)
-        )
+        slots = torch.arange(views, device=images.device)
+        answers = []
+        for head, part in ((self.reference_head, slots[:1]), (self.head, slots[1:])):
+            # Gathered, not sliced: torch.export cannot settle whether a slice of dynamic sizes can be flattened.
+            own = (x.index_select(1, part).flatten(0, 1) for x in (tokens, images))
+            answers.append([field.unflatten(0, (-1, part.shape[0])) for field in head(*own, grid)])
+        fields = (torch.cat(pair, dim=1).index_select(1, slot_of_view) for pair in zip(*answers, strict=True))
         return NetworkOutput(*fields)
 
     def _check(self, images: Tensor) -> None:

@@ -79,6 +79,8 @@ def test_the_graph_is_what_the_contract_says(artifact: Path) -> None:
     assert not operators & {"Loop", "Scan", "If", "SequenceAt", "SplitToSequence"}
     assert tuple(i.name for i in graph.graph.input) == INPUTS
     assert tuple(o.name for o in graph.graph.output) == OUTPUTS
+    shapes = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.graph.input]
+    assert shapes == [["batch", "views", 3, TINY_SQUARE, TINY_SQUARE], ["references"]]
     # A value of float64 anywhere would be cut to float32, unsaid, by TensorRT.
     types = {tensor.data_type for tensor in graph.graph.initializer}
     types |= {value.type.tensor_type.elem_type for value in graph.graph.value_info}
