@@ -165,10 +165,8 @@ def build(
     tint = np.array([s.tint for s in solids], dtype=np.float64)
     means = np.array([linear[t.image].mean((0, 1)) for t in textures])
 
-    cells = np.ones((len(solids), 6, 2), dtype=np.int64)
-    for i, solid in enumerate(solids):
-        for face, extent in enumerate(_face_extents(solid)):
-            cells[i, face] = [max(2, math.ceil(2 * e / cell)) for e in extent]
+    extents = np.array([_face_extents(solid) for solid in solids])
+    cells = np.maximum(2, np.ceil(2 * extents / cell)).astype(np.int64)
     counts = cells.prod(-1).ravel()
     face_start = np.r_[0, np.cumsum(counts)[:-1]].reshape(-1, 6)
 
@@ -200,9 +198,12 @@ def build(
         gathered = direct.copy()
         _bake_bounce(scene, light, samples, gathered)
         light = gathered
-    # Some faces see nothing, as the shell's outer ones; of the rest the middle one becomes as bright as a good photo's.
-    brightness = light.mean(1)
-    exposure = 0.45 / float(np.median(brightness[brightness > 0.02 * brightness.mean()]))
+    # Some faces see nothing, as the shell's outer ones; of the rest the median becomes as bright as in a good photo.
+    brightness, area = light.mean(1), np.repeat(extents.prod(-1).ravel() / counts, counts)
+    area[brightness < 0.02 * brightness.mean()] = 0
+    order = np.argsort(brightness)
+    middle = order[np.searchsorted(np.cumsum(area[order]), area.sum() / 2)]
+    exposure = 0.5 / float(brightness[middle])
     scene = scene._replace(emission=scene.emission / exposure)
     return Room(scene, light, exposure, size)
 
