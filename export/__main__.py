@@ -10,8 +10,6 @@ from typing import Annotated
 import typer
 
 from export.contract import MAX_VIEWS, ArtifactError
-from export.onnx_graph import export_onnx
-from model.checkpoint import CheckpointError, load
 
 
 def export(
@@ -23,6 +21,12 @@ def export(
     max_views: Annotated[int, typer.Option(help="The most photos a job may have.")] = MAX_VIEWS,
 ) -> None:
     """Write CHECKPOINT as an ONNX artifact, once its answers have been compared with the checkpoint's own."""
+    try:
+        from export.onnx_graph import export_onnx
+        from model.checkpoint import CheckpointError, load
+    except ImportError as error:
+        typer.echo(f"error: exporting needs PyTorch and the packages of the extra `torch`: {error}", err=True)
+        raise typer.Exit(2) from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     name = name or re.sub(r"[^a-z0-9]+", "-", checkpoint.stem.lower()).strip("-")
     try:

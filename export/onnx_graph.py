@@ -18,6 +18,7 @@ from export.contract import (
     INPUTS,
     MAX_BATCH,
     MAX_VIEWS,
+    MIN_VIEWS,
     NAME,
     OPSET,
     OUTPUTS,
@@ -53,12 +54,14 @@ def export_onnx(
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
     The graph is compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for a name, square or folder that cannot be.
+    for a name, square, number of views or folder that cannot be.
     """
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
     if square <= 0 or square % DIVISOR:
         raise ArtifactError(f"a square's side is a multiple of {DIVISOR}, not {square}")
+    if max_views < MIN_VIEWS:
+        raise ArtifactError(f"a model takes at least {MIN_VIEWS} views, not {max_views}")
     if folder.exists():
         raise ArtifactError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)

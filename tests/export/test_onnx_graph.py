@@ -152,12 +152,20 @@ def test_a_bad_graph_is_not_written(artifact: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("name", "square", "words"),
-    [("Bad Name", 32, "name"), ("../up", 32, "name"), ("good", 40, "multiple of 16"), ("good", 0, "multiple of 16")],
+    ("name", "square", "max_views", "words"),
+    [
+        ("Bad Name", 32, 24, "name"),
+        ("../up", 32, 24, "name"),
+        ("good", 40, 24, "multiple of 16"),
+        ("good", 0, 24, "multiple of 16"),
+        ("good", 32, 1, "at least 2 views"),
+    ],
 )
-def test_impossible_exports_are_refused(tmp_path: Path, network: MVDUSt3R, name: str, square: int, words: str) -> None:
+def test_impossible_exports_are_refused(
+    tmp_path: Path, network: MVDUSt3R, name: str, square: int, max_views: int, words: str
+) -> None:
     with pytest.raises(ArtifactError, match=words):
-        export_onnx(network, tmp_path / "a", name, "none", square=square)
+        export_onnx(network, tmp_path / "a", name, "none", square=square, max_views=max_views)
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path, network: MVDUSt3R) -> None:
