@@ -263,6 +263,8 @@ def run(rooms: Sequence[int], counts: Sequence[int]) -> Iterator[dict[str, Any]]
         photos = photograph(room, poses[: max(counts)], seed)
         for count in counts:
             for name, method in methods.items():
+                if name == "geometry, no EXIF" and count > 8:
+                    continue  # its focal length is settled by eight views, and a dozen take a minute
                 wall = time.perf_counter()
                 found, prediction = method(photos[:count])
                 wall = time.perf_counter() - wall
