@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -70,11 +70,11 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
     clock = time.perf_counter()
     progress("poses", 0.0)
     solution = poses.solve(views, lambda done: progress("poses", done))
-    seen = gate.motion(solution) if solution is not None else None
+    seen = gate.motion(solution)
     refusal = gate.refuse(solution, seen)
     seconds["poses"] = time.perf_counter() - clock
-    if refusal is not None or solution is None or seen is None:
-        return refusal or ReconstructionError("The photos could not be related to one another.", gate.OVERLAP)
+    if refusal is not None:
+        return refusal
 
     clock = time.perf_counter()
     progress("dense", 0.0)
@@ -118,6 +118,7 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
             "parallax_pixels": round(seen.parallax, 2),
             "focal_source": solution.focal_source,
             "focal_spread": round(solution.focal_spread, 4),
+            "flat_share": round(solution.flat_share, 3),
             "rotation_disagreement": round(solution.rotation_disagreement, 2),
             "dense_support": round(support, 3),
             "inlier_shares": [round(pose.inlier_share, 3) if pose else 0.0 for pose in solution.poses],
@@ -136,11 +137,8 @@ def _in_reference(solution: Solution, reference: int) -> Solution:
             moved.append(None)
             continue
         R = pose.R @ anchor.R.T
-        moved.append(Pose(pose.K, R, scale * (pose.t - R @ anchor.t), pose.points, pose.pixels, pose.inlier_share))
-    return Solution(
-        tuple(moved), points * scale, solution.error,
-        solution.focal_source, solution.focal_spread, solution.rotation_disagreement,
-    )  # fmt: skip
+        moved.append(replace(pose, R=R, t=scale * (pose.t - R @ anchor.t)))
+    return replace(solution, poses=tuple(moved), points=points * scale)
 
 
 def _reduced(view: View, side: int) -> UInt8:

@@ -33,6 +33,8 @@ PLAUSIBLE_RATIO = (0.75, 1.05)
 ALL_PAIRS_UP_TO = 12
 """Up to so many views every pair is matched; above, the most alike neighbours of each."""
 NEIGHBOURS = 10
+FLAT_TOLERANCE = 0.0025
+"""Share of the photo's side that a match may miss a homography by."""
 MANY_VIEWS = 8
 """Above, the photos settle the focal length from any guess."""
 RIVAL = 0.9
@@ -75,6 +77,9 @@ class Solution:
     """`exif`, `refined` (the photos decide) or `prior` (they could not)."""
     focal_spread: float
     """Standard deviation of log focal that remains."""
+    flat_share: float
+    """Share of the matches that one homography explains, in the pair of placed views where it is lowest: near 1 where
+    all was flat, or the camera only turned."""
     rotation_disagreement: float
     """Largest difference in degrees of rotations to a rival solution from another focal guess; 0 without one."""
 
@@ -129,7 +134,10 @@ def match(a: Float32, b: Float32, ratio: float = 0.8, farthest: float = 0.7) -> 
 
 
 def solve(views: Views, tick: Tick) -> Solution | None:
-    """Cameras and sparse points of the largest connected set of photos; None where no two could be placed."""
+    """Cameras and sparse points of the largest connected set of photos; None where no two are related.
+
+    Where photos are related but no depth comes of it (one photo twice), the solution has no points.
+    """
     most = 4096 if len(views) <= ALL_PAIRS_UP_TO else 2048
     features = each(lambda view: detect(view.image, most), views.views, lambda done: tick(0.35 * done))
     cameras = _cameras(views)
@@ -143,12 +151,18 @@ def solve(views: Views, tick: Tick) -> Solution | None:
     )
     found = [model for model in models if model is not None]
     if not found:
-        return None
+        nothing = (None,) * len(views)
+        flat_share = _flat_share(features, pairs)
+        return Solution(nothing, np.zeros((0, 3)), 0.0, "prior", PRIOR_SPREAD, flat_share, 0.0)
     best = max(found, key=_merit)
     rivals = [m for m in found if m is not best and _support(m) > RIVAL * _support(best)]
     disagreement = max((_rotation_difference(best, rival) for rival in rivals), default=0.0)
     source, spread = _choose_focal(best, cameras, lambda done: tick(0.9 + 0.1 * done))
-    return _solution(best, len(views), pairs, source, spread, disagreement)
+    placed = {image_id - 1 for image_id in best.reg_image_ids()}
+    inner = {pair: geometry for pair, geometry in pairs.items() if placed.issuperset(pair)}
+    poses, points = _placed(best, len(views), inner)
+    error = float(np.sqrt(_squared_errors(best)).mean())
+    return Solution(poses, points, error, source, spread, _flat_share(features, inner), disagreement)
 
 
 def _even_exposure(grey: UInt8) -> UInt8:
@@ -380,32 +394,40 @@ def _choose_focal(model: pycolmap.Reconstruction, cameras: Sequence[pycolmap.Cam
     return "exif" if known else ("refined" if trust > 0.5 else "prior"), remaining
 
 
-def _solution(
-    model: pycolmap.Reconstruction, count: int, pairs: Pairs, source: str, spread: float, disagreement: float
-) -> Solution:
+def _placed(model: pycolmap.Reconstruction, count: int, pairs: Pairs) -> tuple[tuple[Pose | None, ...], Float64]:
+    """The model's poses, one a view, and its points (P, 3). `pairs` are those between placed views."""
     ids = sorted(model.point3D_ids())
     row = {point_id: k for k, point_id in enumerate(ids)}
     points = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
-    # Of a view's keypoints with a verified match to another placed view, the share that became points.
-    placed = {image.image_id - 1 for image in model.images.values() if image.has_pose}
-    matched: dict[int, set[int]] = {view: set() for view in placed}
-    for (i, j), geometry in pairs.items():
-        if i in placed and j in placed:
-            matched[i].update(geometry.inlier_matches[:, 0].tolist())
-            matched[j].update(geometry.inlier_matches[:, 1].tolist())
+    matched: dict[int, set[int]] = {}
+    for pair, geometry in pairs.items():
+        for view, keypoints in zip(pair, geometry.inlier_matches.T):
+            matched.setdefault(view, set()).update(keypoints.tolist())
     poses: list[Pose | None] = [None] * count
     for image in model.images.values():
         if not image.has_pose:
             continue
+        view = image.image_id - 1
         seen = [(row[p.point3D_id], p.xy) for p in image.points2D if p.has_point3D()]
         matrix = image.cam_from_world().matrix()
-        poses[image.image_id - 1] = Pose(
+        poses[view] = Pose(
+            # Copies: COLMAP's arrays may outlive what they point into.
             K=model.cameras[image.camera_id].calibration_matrix().copy(),
             R=matrix[:, :3].copy(),
             t=matrix[:, 3].copy(),
             points=np.array([k for k, _ in seen], np.int64),
             pixels=np.array([xy for _, xy in seen], np.float64).reshape(-1, 2),
-            inlier_share=min(1.0, len(seen) / max(len(matched[image.image_id - 1]), 1)),
+            inlier_share=min(1.0, len(seen) / max(len(matched.get(view, ())), 1)),
         )
-    error = float(np.sqrt(_squared_errors(model)).mean()) if len(points) else 0.0
-    return Solution(tuple(poses), points, error, source, spread, disagreement)
+    return tuple(poses), points
+
+
+def _flat_share(features: Sequence[Features], pairs: Pairs) -> float:
+    shares = []
+    for (i, j), geometry in pairs.items():
+        matches = geometry.inlier_matches
+        ends = features[i].xy[matches[:, 0]], features[j].xy[matches[:, 1]]
+        tolerance = FLAT_TOLERANCE * max(float(xy.max()) for xy in ends)
+        _, flat = cv2.findHomography(*ends, cv2.RANSAC, tolerance)
+        shares.append(float(np.mean(flat)) if flat is not None else 0.0)
+    return min(shares, default=0.0)

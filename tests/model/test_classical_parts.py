@@ -157,7 +157,7 @@ def two_views(baseline: float, error: float = 0.3, count: int = 300, **changes: 
     poses = tuple(
         Pose(K, np.eye(3), np.array([-x, 0.0, 0.0]), np.arange(count), np.zeros((count, 2)), 1.0) for x in (0, baseline)
     )
-    known = {"focal_source": "refined", "focal_spread": 0.05, "rotation_disagreement": 0.0}
+    known = {"focal_source": "refined", "focal_spread": 0.05, "flat_share": 0.6, "rotation_disagreement": 0.0}
     return Solution(poses, points, error, **(known | changes))
 
 
@@ -176,6 +176,10 @@ def test_the_gate_refuses_what_has_no_depth():
     still = two_views(0.002)
     assert isinstance(gate.refuse(still, gate.motion(still)), ReconstructionError)
     assert isinstance(gate.refuse(None, None), ReconstructionError)
+    turned = two_views(0.02, flat_share=1.0)
+    assert "one spot" in gate.refuse(turned, gate.motion(turned)).detail
+    twice = two_views(0.0, count=0, flat_share=1.0)
+    assert "one spot" in gate.refuse(twice, gate.motion(twice)).detail
 
 
 def test_the_gate_says_what_it_doubts():
@@ -184,6 +188,7 @@ def test_the_gate_says_what_it_doubts():
     assert "agree" in said(two_views(0.4, error=2.0))
     assert "Two different scenes" in said(two_views(0.4, rotation_disagreement=20.0))
     assert "wrongly" in said(two_views(0.4), support=0.05)
+    assert "flat" in said(two_views(0.4, flat_share=1.0))
     wide = two_views(0.4)
     for pose in wide.poses:
         pose.K[0, 0] = 900
