@@ -52,8 +52,8 @@ bench: $(VENV)/develop.stamp  ## accuracy, latency, load and parity; figures in 
 test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
 	@$(BIN)/python -m pytest -m gpu
 
-export: $(VENV)/develop.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine
-	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)"
+export: $(VENV)/develop.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
+	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" --licence "$(or $(LICENCE),unknown)"
 
 clean:
 	rm -rf $(VENV) tests/readers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
