@@ -53,7 +53,7 @@ test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
 	@$(BIN)/python -m pytest -m gpu
 
 export: $(VENV)/develop.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
-	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" --licence "$(or $(LICENCE),unknown)"
+	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" $(if $(LICENCE),--licence "$(LICENCE)")
 
 clean:
 	rm -rf $(VENV) tests/readers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
