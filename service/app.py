@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -50,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,
-            places=asyncio.Semaphore(min(4, os.cpu_count() or 1)),
+            places=asyncio.Semaphore(settings.decode_threads),
         )
         listening = asyncio.create_task(watcher.run())
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from export.contract import ArtifactError, read_description
+from export.sessions import list_models, open_model
 from model.types import Model, ModelInfo
 
 GEOMETRY = ModelInfo(
@@ -43,11 +44,7 @@ class Registry:
         self._folder = folder
 
     def infos(self) -> list[ModelInfo]:
-        """`geometry` first, then the artifacts; without ONNX Runtime, as on an API's machine, `geometry` alone."""
-        try:
-            from export.sessions import list_models
-        except ImportError:
-            return [GEOMETRY]
+        """`geometry` first, then the artifacts."""
         return [GEOMETRY, *(info for info in list_models(self._folder) if info.name != GEOMETRY.name)]
 
     def default(self) -> str:
@@ -69,8 +66,6 @@ class Registry:
             from model.classical.model import GeometricModel
 
             return GeometricModel()
-        from export.sessions import open_model
-
         return open_model(self._find(name))
 
     def _find(self, name: str) -> Path:

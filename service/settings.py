@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Write logs as JSON lines instead of text.")
 
     queue_limit: int = Field(256, ge=1, description="Jobs waiting or running, at most; more are answered 429.")
-    max_uploads: int = Field(8, ge=1, description="Uploads received at the same time by one API process, at most.")
+    max_uploads: int = Field(64, ge=1, description="Uploads received at the same time by one API process, at most.")
     max_photos: int = Field(64, ge=2, description="Photos a job, at most.")
     max_body_bytes: int = Field(1 << 30, ge=1, description="Bytes of one request, at most.")
     max_file_bytes: int = Field(64 << 20, ge=1, description="Bytes of one photo, at most.")
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="Time for running work to end after a stop was asked for.")
 
     batch_window_seconds: float = Field(0.02, ge=0, description="How long a job waits for others of its shape.")
-    decode_threads: int = Field(2, ge=1, description="Threads of a worker that decode photos.")
+    decode_threads: int = Field(2, ge=1, description="Threads of a process that decode photos.")
     finish_threads: int = Field(2, ge=1, description="Threads of a worker that solve cameras and write files.")
     check_interval_seconds: float = Field(300.0, gt=0, description="Time between an idle worker's deep checks.")
     check_deadline_seconds: float = Field(180.0, gt=0, description="A deep check that takes longer has failed.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, cast
@@ -27,20 +28,21 @@ class Storage:
 
     async def put(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write an object whole: it appears complete or not at all. OSError where the disk is full or gone."""
-        try:
+        with _os_errors(path):
             await obstore.put_async(self._store, path, bytes(data) if isinstance(data, bytearray) else data)
-        except obstore.exceptions.BaseError as error:
-            raise OSError(f"could not store {path}") from error
 
     async def get(self, path: str) -> bytes:
         """A whole object. FileNotFoundError where there is none."""
-        result = await obstore.get_async(self._store, path)
-        return bytes(await result.bytes_async())
+        with _os_errors(path):
+            result = await obstore.get_async(self._store, path)
+            return bytes(await result.bytes_async())
 
     async def stream(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes [start, end) of an object, a chunk at a time. FileNotFoundError where there is none."""
         for at in range(start, end, CHUNK):
-            yield bytes(await obstore.get_range_async(self._store, path, start=at, end=min(at + CHUNK, end)))
+            with _os_errors(path):
+                chunk = await obstore.get_range_async(self._store, path, start=at, end=min(at + CHUNK, end))
+            yield bytes(chunk)
 
     async def exists(self, path: str) -> bool:
         try:
@@ -51,20 +53,20 @@ class Storage:
 
     async def remove(self, prefix: str) -> None:
         """Remove everything under `prefix`; nothing there is fine."""
-        async for page in obstore.list(self._store, prefix):
-            for found in page:
-                try:
-                    await obstore.delete_async(self._store, found["path"])
-                except FileNotFoundError:
-                    continue
+        with _os_errors(prefix):
+            async for page in obstore.list(self._store, prefix):
+                for found in page:
+                    with contextlib.suppress(FileNotFoundError):
+                        await obstore.delete_async(self._store, found["path"])
 
     async def jobs(self, part: str, *, older_than: float = 0.0) -> list[str]:
         """Ids of the jobs with objects in `part` (`uploads` or `jobs`), all of them older than so many seconds."""
         newest: dict[str, datetime] = {}
-        async for page in obstore.list(self._store, part):
-            for found in page:
-                job = found["path"].split("/")[1]
-                newest[job] = max(found["last_modified"], newest.get(job, found["last_modified"]))
+        with _os_errors(part):
+            async for page in obstore.list(self._store, part):
+                for found in page:
+                    job = found["path"].split("/")[1]
+                    newest[job] = max(found["last_modified"], newest.get(job, found["last_modified"]))
         limit = datetime.now(UTC) - timedelta(seconds=older_than)
         return [job for job, changed in newest.items() if changed <= limit]
 
@@ -78,6 +80,15 @@ class Storage:
                         await asyncio.to_thread(member.write, chunk)  # the checksum of a chunk takes a moment
                         yield sink.take()
         yield sink.take()
+
+
+@contextlib.contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """The store's own errors as what they are: the disk's, or the network's. A missing object already is one."""
+    try:
+        yield
+    except obstore.exceptions.BaseError as error:
+        raise OSError(f"storage failed at {path}") from error
 
 
 class _Sink(io.RawIOBase):

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -144,25 +144,31 @@ class Worker:
                 )
             except OSError as error:
                 log.warning("no metrics port", port=self._settings.worker_metrics_port, error=str(error))
+        lease = self._settings.lease_seconds
+        loops = (
+            self._batcher.run(),
+            self._keep(self._renew, lease / 3),
+            self._keep(self._beat, lease / 3),
+            self._keep(self._publish, PUBLISH_SECONDS),
+            self._keep(self._hear_cancels, RETRY_SECONDS),
+            self._keep(self._check_often, RETRY_SECONDS),
+            self._keep(self._sweep, self._settings.sweep_seconds),
+        )
         async with contextlib.AsyncExitStack() as stack:
-            for loop in (
-                self._batcher.run(),
-                self._beat(),
-                self._publish(),
-                self._hear_cancels(),
-                self._check_often(),
-                self._sweep(),
-            ):
-                task = asyncio.create_task(loop)
-                stack.push_async_callback(_end_task, task)
+            stack.push_async_callback(self._leave)
+            for loop in loops:
+                stack.push_async_callback(_end_task, asyncio.create_task(loop))
             pull = asyncio.create_task(self._pull())
             stack.push_async_callback(_end_task, pull)
             log.info("worker started", worker=self.id)
             await _first(self._stopping, self._broken)
             if self._stopping.is_set():
                 log.info("worker drains", jobs=len(self._flights))
-                await pull
-                await self._drain()
+                await self._drain(pull)
+        return 1 if self._broken.is_set() else 0
+
+    async def _leave(self) -> None:
+        """Close what is open; no thread is waited for."""
         self._batcher.close()
         for threads in (self._decoders, self._finishers):
             threads.shutdown(wait=False, cancel_futures=True)
@@ -170,14 +176,13 @@ class Worker:
             await self._queue.leave(self.id)
         await self._queue.close()
         log.info("worker left", worker=self.id)
-        return 1 if self._broken.is_set() else 0
 
     # Taking jobs
 
     async def _pull(self) -> None:
         """Read new entries as there is room; between reads, see to entries whose worker is gone."""
         reader = connect(self._settings.queue_url, blocking=True)
-        block = int(1000 * min(1.0, self._settings.lease_seconds / 4))
+        pause = min(1.0, self._settings.lease_seconds / 4)
         look_again = 0.0
         joined = False
         try:
@@ -187,28 +192,32 @@ class Worker:
                         await self._queue.join()
                         joined = True
                     if not self._healthy():
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(pause / 10)
                         continue
                     if time.monotonic() >= look_again:
                         await self._redo()
                         look_again = time.monotonic() + self._settings.lease_seconds / 4
                     room = self._room()
                     if room == 0:
-                        self._landed.clear()
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(self._landed.wait(), block / 1000)
+                        await self._landing(pause)
                         continue
-                    for entry, job in await self._queue.read(reader, self.id, room, block):
+                    for entry, job in await self._queue.read(reader, self.id, room, int(1000 * pause)):
                         if self._stopping.is_set():
                             await self._queue.hand_back(entry, self.id)
                         else:
                             await self._take(entry, job)
-                except (RedisError, OSError) as error:
-                    log.warning("the queue does not answer", error=str(error))
+                except Exception as error:
+                    log.warning("could not take jobs", error=repr(error))
                     joined = False
                     await asyncio.sleep(RETRY_SECONDS)
         finally:
             await reader.aclose()
+
+    async def _landing(self, seconds: float) -> None:
+        """Wait until a job ends or leaves the model, for so long at most."""
+        self._landed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._landed.wait(), seconds)
 
     def _healthy(self) -> bool:
         return self._check is not None and self._check.ok
@@ -233,9 +242,7 @@ class Worker:
         if not await self._queue.overdue():
             return
         while self._flights and not self._stopping.is_set():
-            self._landed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._landed.wait(), 0.5)
+            await self._landing(0.5)
         while not self._stopping.is_set() and (claimed := await self._queue.claim(self.id)):
             flight = await self._take(*claimed)
             if flight is not None and flight.task is not None:
@@ -277,6 +284,8 @@ class Worker:
 
     async def _reconstruct(self, flight: Flight) -> None:
         job = flight.job
+        if job.model not in self._infos:
+            await asyncio.to_thread(self._refresh)
         if job.model not in self._infos:
             raise ReconstructionError(
                 f"The model {job.model} is not served any more.", "Choose one that GET /models lists."
@@ -441,41 +450,58 @@ class Worker:
             flight.stop = reason
             flight.task.cancel()
 
-    async def _drain(self) -> None:
+    async def _drain(self, pull: asyncio.Task[None]) -> None:
         """Let running jobs end in the time there is; put the others back."""
-        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=self._settings.drain_seconds)
+        deadline = time.monotonic() + self._settings.drain_seconds
+        await self._attempt(self._beat)
+        while (self._flights or not pull.done()) and time.monotonic() < deadline:
+            await self._landing(0.1)
         late = [flight.task for flight in self._flights.values() if flight.task is not None]
         for job in list(self._flights):
             self._stop_flight(job, "drained")
-        if late:
-            await asyncio.wait(late, timeout=5.0)
+        await asyncio.wait([pull, *late], timeout=5.0)
 
     # Loops beside the jobs
 
-    async def _beat(self) -> None:
-        """Renew the leases, and tell who is here."""
+    async def _keep(self, step: Callable[[], Awaitable[None]], seconds: float) -> None:
+        """Do a step again and again, for ever."""
         while True:
-            try:
-                for flight in list(self._flights.values()):
-                    kept = await self._queue.renew(flight.job.id, self.id, flight.job.attempt)
-                    if kept != 1 and flight.job.id in self._flights:
-                        self._stop_flight(flight.job.id, "cancelled" if kept else "lost")
-                    elif time.monotonic() - flight.began > self._settings.job_seconds:
-                        self._stop_flight(flight.job.id, "overtime")
-                await self._queue.heartbeat(await self._on(self._decoders, self._describe))
-            except (RedisError, OSError) as error:
-                log.warning("no heartbeat", error=str(error))
-            if self._batcher.abandoned_for() > self._settings.check_deadline_seconds:
-                log.critical("the model does not come back from a stopped job: this worker ends")
-                self._broken.set()
-            await asyncio.sleep(self._settings.lease_seconds / 3)
+            await self._attempt(step)
+            await asyncio.sleep(seconds)
+
+    @staticmethod
+    async def _attempt(step: Callable[[], Awaitable[None]]) -> None:
+        """Do a step. What it raises is logged alone: without these steps the worker would lose its jobs."""
+        try:
+            await step()
+        except (RedisError, OSError) as error:
+            log.warning("the queue or the storage does not answer", doing=step.__name__, error=str(error))
+        except Exception as error:
+            log.error("a step failed", doing=step.__name__, exc_info=error)
+
+    async def _renew(self) -> None:
+        """Renew the leases, and stop what is not to go on."""
+        if self._batcher.abandoned_for() > self._settings.check_deadline_seconds:
+            log.critical("the model does not come back from a stopped job: this worker ends")
+            self._broken.set()
+        for flight in list(self._flights.values()):
+            if time.monotonic() - flight.began > self._settings.job_seconds:
+                self._stop_flight(flight.job.id, "overtime")
+            kept = await self._queue.renew(flight.job.id, self.id, flight.job.attempt)
+            if kept != 1:
+                self._stop_flight(flight.job.id, "cancelled" if kept else "lost")
+
+    async def _beat(self) -> None:
+        """Tell who is here."""
+        await self._queue.heartbeat(await asyncio.to_thread(self._describe))
+
+    def _refresh(self) -> None:
+        """Look again at which models there are: they may be added while we run."""
+        opened = {name: model.info for name, model in self._models.copy().items()}
+        self._infos = {info.name: info for info in self._catalogue.infos()} | opened
 
     def _describe(self) -> WorkerDocument:
-        self._infos = {info.name: info for info in self._catalogue.infos()} | {
-            name: model.info for name, model in self._models.copy().items()
-        }
+        self._refresh()
         default = self._infos.get(self._catalogue.default())
         state: Literal["starting", "ready", "busy", "draining", "unhealthy"]
         if self._stopping.is_set():
@@ -505,56 +531,45 @@ class Worker:
 
     async def _publish(self) -> None:
         """Tell how far the jobs are."""
-        while True:
-            await asyncio.sleep(PUBLISH_SECONDS)
-            try:
-                for flight in list(self._flights.values()):
-                    now = (flight.stage, round(flight.progress, 2))
-                    if now != flight.published:
-                        flight.published = now
-                        await self._queue.progress(flight.job.id, self.id, flight.job.attempt, *now)
-            except (RedisError, OSError) as error:
-                log.warning("could not publish progress", error=str(error))
+        for flight in list(self._flights.values()):
+            now = (flight.stage, round(flight.progress, 2))
+            if now != flight.published:
+                flight.published = now
+                await self._queue.progress(flight.job.id, self.id, flight.job.attempt, *now)
 
     async def _hear_cancels(self) -> None:
         """Stop jobs the moment their user asks. What is missed here, the next renewal tells."""
-        while True:
-            try:
-                async for job in self._queue.listen(CANCELS):
-                    self._stop_flight(job, "cancelled")
-            except (RedisError, OSError) as error:
-                log.warning("cannot hear cancellations", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+        async for job in self._queue.listen(CANCELS):
+            self._stop_flight(job, "cancelled")
 
     async def _check_often(self) -> None:
         """A real tiny forward pass at the start and then whenever the worker is idle for long: only what has just
         computed is known to compute. A device that fails is tried again; one that hangs ends the worker."""
-        while True:
-            name = self._catalogue.default()
-            began = time.monotonic()
-            detail, cause = "", None
-            check = asyncio.ensure_future(self._batcher.on_thread(self._warm, name))
-            done, _ = await asyncio.wait([check], timeout=self._settings.check_deadline_seconds)
-            if not done:
-                detail = f"{name} did not answer in {self._settings.check_deadline_seconds:g} s"
-            elif cause := check.exception():
-                detail = f"{name} failed: {type(cause).__name__}"  # no more: the world reads it
-            seconds = time.monotonic() - began
-            self._check = CheckDocument(at=datetime.now(UTC), ok=not detail, seconds=round(seconds, 3), detail=detail)
-            if detail:
-                log.error("deep check failed", detail=detail, exc_info=cause)
-            else:
-                log.info("deep check passed", model=name, seconds=round(seconds, 3))
-            with contextlib.suppress(RedisError, OSError):
-                await self._queue.heartbeat(await self._on(self._decoders, self._describe))
-            if not done:
-                self._broken.set()
-            interval = self._settings.check_interval_seconds
-            await asyncio.sleep(min(interval, RECHECK_SECONDS) if detail else interval)
-            while self._flights and self._healthy():
-                await asyncio.sleep(1.0)
+        name, deadline = self._catalogue.default(), self._settings.check_deadline_seconds
+        began = time.monotonic()
+        check = asyncio.create_task(self._batcher.on_thread(self._warm, name))
+        done, _ = await asyncio.wait([check], timeout=deadline)
+        cause = check.exception() if done else None
+        detail = ""
+        if not done:
+            detail = f"{name} did not answer in {deadline:g} s"
+        elif cause is not None:
+            detail = f"{name} failed: {type(cause).__name__}"  # no more: the world reads it
+        seconds = round(time.monotonic() - began, 3)
+        self._check = CheckDocument(at=datetime.now(UTC), ok=not detail, seconds=seconds, detail=detail)
+        if detail:
+            log.error("deep check failed", detail=detail, exc_info=cause)
+        else:
+            log.info("deep check passed", model=name, seconds=seconds)
+        await self._attempt(self._beat)
+        if not done:
+            self._broken.set()
+        await asyncio.sleep(RECHECK_SECONDS if detail else self._settings.check_interval_seconds)
+        while self._flights and self._healthy():
+            await asyncio.sleep(1.0)
 
     def _warm(self, name: str) -> None:
+        self._refresh()
         known = name in self._models
         model = self._open(name)
         if known:
@@ -562,18 +577,13 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Remove the files of jobs whose record has expired, and uploads that never became a job."""
-        while True:
-            await asyncio.sleep(self._settings.sweep_seconds)
-            try:
-                if not await self._queue.turn_to_sweep():
-                    continue
-                for part, age in (("jobs", 0.0), ("uploads", UPLOAD_GRACE_SECONDS)):
-                    for job in await self._queue.missing(await self._storage.jobs(part, older_than=age)):
-                        await self._storage.remove(f"{part}/{job}")
-                        log.info("swept", part=part, job=job)
-                await self._queue.prune()
-            except (RedisError, OSError) as error:
-                log.warning("could not sweep", error=str(error))
+        if not await self._queue.turn_to_sweep():
+            return
+        for part, age in (("jobs", 0.0), ("uploads", UPLOAD_GRACE_SECONDS)):
+            for job in await self._queue.missing(await self._storage.jobs(part, older_than=age)):
+                await self._storage.remove(f"{part}/{job}")
+                log.info("swept", part=part, job=job)
+        await self._queue.prune()
 
 
 def _finish(flight: Flight, prediction: Prediction, views: Views) -> tuple[pipeline.Outcome, list[dict[str, Any]]]:

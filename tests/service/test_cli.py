@@ -157,6 +157,25 @@ def test_the_registry_without_artifacts(tmp_path):
         registry.set_default("gpt")
 
 
+@pytest.mark.slow
+def test_artifacts_are_served_beside_geometry(data_dir, monkeypatch):
+    from tests.tiny import make_tiny_artifact
+
+    folder = data_dir / "models"
+    make_tiny_artifact(folder, "tiny").rename(folder / "a folder of any name")
+    (folder / "broken").mkdir()
+    registry = Registry(folder)
+    assert [info.name for info in registry.infos()] == ["geometry", "tiny"]
+    assert run("models", "default", "tiny").exit_code == 0
+    assert registry.default() == "tiny"
+    assert "tiny (default)" in run("models").stdout
+    model = registry.open("tiny")
+    model.warm_up()
+    assert model.info.square == 32
+    with pytest.raises(KeyError):
+        registry.open("broken")
+
+
 def test_it_runs_as_a_module():
     result = subprocess.run(
         (sys.executable, "-m", "service", "--help"), capture_output=True, text=True, check=True, cwd=ROOT

@@ -12,7 +12,8 @@ from collections import Counter
 import pytest
 import redis
 
-from service.jobs import GROUP, STREAM, Queue
+from service import machine
+from service.jobs import GROUP, STREAM, Queue, connect
 from service.schemas import Options
 from service.storage import Storage, upload_path
 from service.worker import Flight, Stopped, Worker
@@ -216,8 +217,8 @@ async def test_stopping_ends_what_runs_and_gives_back_the_rest(queue, settings):
     hasty = settings.model_copy(update={"drain_seconds": 0.5})
     worker = Worker(hasty, FakeCatalogue(FakeModel(max_batch=1)))
     running = asyncio.create_task(worker.run())
-    for job in ("first", "second"):
-        await submit(queue, settings, job, "slow.jpg", "b.jpg")
+    await submit(queue, settings, "first", "slow.jpg", "b.jpg")
+    await submit(queue, settings, "second")
 
     async def computing():
         return (await queue.document("first")).stage == "forward"
@@ -231,6 +232,52 @@ async def test_stopping_ends_what_runs_and_gives_back_the_rest(queue, settings):
         documents = await end(queue, "first", "second")
     assert {document.status for document in documents.values()} == {"succeeded"}
     assert await queue.attempt("first") == 1, "giving a job back is no failed try"
+
+
+async def test_stopping_does_not_wait_for_a_dead_workers_job_either(queue, settings):
+    hasty = settings.model_copy(update={"drain_seconds": 0.2})
+    await queue.join()
+    await submit(queue, settings, "job", "slow.jpg", "b.jpg")
+    reader = connect(settings.queue_url, blocking=True)
+    ((entry, job),) = await queue.read(reader, "dead", 1, 100)
+    await reader.aclose()
+    await queue.take(entry, job, "dead")
+    await asyncio.sleep(settings.lease_seconds)
+    worker = Worker(hasty, FakeCatalogue())
+    running = asyncio.create_task(worker.run())
+
+    async def computing():
+        return (await queue.document("job")).stage == "forward"
+
+    await until(computing)
+    worker.stop()
+    assert await asyncio.wait_for(running, 2) == 0
+    assert (await queue.document("job")).status == "queued"
+
+
+async def test_a_broken_heartbeat_costs_no_job(queue, settings, monkeypatch):
+    """Telling who is here fails in every way; leases are kept all the same."""
+
+    def broken(device):
+        raise ValueError(device)
+
+    await submit(queue, settings, "job", "slow.jpg", "b.jpg")
+    async with working(settings):
+        monkeypatch.setattr(machine, "describe", broken)
+        assert (await end(queue, "job")).status == "succeeded"
+    assert await queue.attempt("job") == 1
+
+
+async def test_a_model_that_is_added_later_is_served(queue, settings):
+    catalogue = FakeCatalogue()
+    worker = Worker(settings, catalogue)
+    running = asyncio.create_task(worker.run())
+    await until(queue.workers)
+    catalogue.models["late"] = FakeModel("late")
+    await submit(queue, settings, "job", model="late")
+    assert (await end(queue, "job")).status == "succeeded"
+    worker.stop()
+    assert await running == 0
 
 
 async def test_a_drain_lets_running_jobs_end(queue, settings):
