@@ -6,15 +6,29 @@ pixels stay. Only depths that stereo is sure of and sparse points count: rejecte
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import spsolve
+from scipy.sparse.linalg import splu
 
 from model.types import Float32, Float64, UInt8
 
 COLOUR_SCALE = 8.0
 """Grey levels between neighbours that cut their bond to 1 / e."""
+MOST_PLANES = 10
+GUESSED_PLANES = 200
+JURY = 1500
+"""Pixels that judge a guess."""
+PLANE_SHARE = 0.02
+"""Of the known pixels, that a plane needs."""
+PLANE_TOLERANCE = 0.01
+"""Of inverse depth, that a pixel may miss its plane by."""
+PLANE_WIDTH = 0.02
+"""Of the long side: standard deviation of a plane's pixels across their narrow direction, at least."""
+MAJORITY = 0.5
+"""How likely a pixel must belong to a plane to be put on it."""
 EDGE_STEP = 0.04
 """A filled pixel whose depth differs by more than this share from a neighbour's hangs between two surfaces."""
 FILLED_CONFIDENCE = 0.3
@@ -37,14 +51,27 @@ def fill(rgb: UInt8, inverse: Float32, sure: np.ndarray, pixels: Float64, sparse
     np.add.at(weight, (y, x), 1.0)
     np.add.at(total, (y, x), sparse_inverse)
     known = np.where(weight > 0, total / np.maximum(weight, 1e-9), 0.0)
+    weight = np.minimum(weight, 1.0).astype(np.float64)
     guide = cv2.resize(rgb, half, interpolation=cv2.INTER_AREA).astype(np.float32)
-    solved = _smooth(guide, known, np.minimum(weight, 1.0))
+    system = splu((_bonds(guide) + sparse.diags_array(weight.ravel())).tocsc())
+
+    def spread(values: Float64) -> Float64:
+        return system.solve((weight * values).ravel()).reshape(weight.shape)
+
+    solved = spread(known)
+    low, high = known[weight > 0].min(), known[weight > 0].max()
+    likeliest = np.full(weight.shape, MAJORITY)
+    for members, surface in _planes(known, weight >= 0.5):
+        likely = spread(members.astype(np.float64))
+        here = (likely > likeliest) & (surface > 0.5 * low) & (surface < 1.5 * high)
+        solved[here], likeliest[here] = surface[here], likely[here]
     whole = cv2.resize(solved.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    return np.where(sure, inverse, np.maximum(whole, 1e-6 * float(known.max()))).astype(np.float32)
+    return np.where(sure, inverse, np.clip(whole, 0.3 * low, 3.0 * high)).astype(np.float32)
 
 
-def _smooth(guide: Float32, known: Float32, weight: Float32) -> Float64:
-    h, w = known.shape
+def _bonds(guide: Float32) -> sparse.csr_array:
+    """The graph Laplacian of the pixel grid (h, w, 3), neighbours bound by likeness of colour."""
+    h, w = guide.shape[:2]
     index = np.arange(h * w).reshape(h, w)
     rows, columns, bonds = [], [], []
     for a, b, step in (
@@ -57,10 +84,48 @@ def _smooth(guide: Float32, known: Float32, weight: Float32) -> Float64:
         bonds.append(bond.ravel())
     i, j, bond = np.concatenate(rows), np.concatenate(columns), np.concatenate(bonds).astype(np.float64)
     adjacency = sparse.coo_array((bond, (i, j)), shape=(h * w, h * w))
-    adjacency = adjacency + adjacency.T
-    laplacian = sparse.diags_array(np.asarray(adjacency.sum(axis=1)).ravel()) - adjacency
-    data = weight.ravel().astype(np.float64)
-    return spsolve((laplacian + sparse.diags_array(data)).tocsc(), data * known.ravel()).reshape(h, w)
+    adjacency = (adjacency + adjacency.T).tocsr()
+    return sparse.diags_array(np.asarray(adjacency.sum(axis=1)).ravel()) - adjacency
+
+
+def _planes(known: Float64, usable: np.ndarray) -> Iterator[tuple[np.ndarray, Float64]]:
+    """The large flat surfaces among known pixels, the largest first: (h, w) bool who lies on it, its inverse depth.
+
+    Inverse depth is linear in the pixel on any plane, so three pixels make a guess (RANSAC, Fischler and Bolles 1981).
+    Pixels along a line are no plane: it would turn about that line.
+    """
+    rng = np.random.default_rng(0)
+    y, x = np.nonzero(usable)
+    everywhere = np.indices(known.shape)[::-1]
+    enough = max(50, PLANE_SHARE * len(x))
+    for _ in range(MOST_PLANES):
+        if len(x) < enough:
+            return
+        A, d = np.stack([x, y, np.ones(len(x))], axis=1), known[y, x]
+        first = rng.integers(0, len(x), GUESSED_PLANES)
+        # Partners from nearby, so that the three often share a surface: the pixels are in row order.
+        near = [
+            np.clip(first + rng.integers(-len(x) // 8, len(x) // 8 + 1, GUESSED_PLANES), 0, len(x) - 1) for _ in "ab"
+        ]
+        corners = A[np.stack([first, *near], axis=1)]
+        fine = np.abs(np.linalg.det(corners)) > 20.0
+        if not fine.any():
+            return
+        guesses = np.linalg.solve(corners[fine], d[np.stack([first, *near], axis=1)][fine][..., None])[..., 0]
+        jury = slice(None, None, len(x) // JURY + 1)
+        votes = (np.abs(guesses @ A[jury].T - d[jury]) < PLANE_TOLERANCE * d[jury]).sum(axis=1)
+        plane = guesses[votes.argmax()]
+        for _ in range(3):
+            on = np.abs(A @ plane - d) < PLANE_TOLERANCE * d
+            if on.sum() < enough:
+                return
+            plane = np.linalg.lstsq(A[on], d[on], rcond=None)[0]
+        narrow = np.linalg.eigvalsh(np.cov(A[on, :2].T))[0] ** 0.5
+        if narrow > PLANE_WIDTH * max(known.shape):
+            members = np.zeros(known.shape, bool)
+            members[y[on], x[on]] = True
+            yield members, plane[0] * everywhere[0] + plane[1] * everywhere[1] + plane[2]
+        x, y = x[~on], y[~on]
 
 
 def trust(
