@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -237,3 +239,16 @@ def test_cancelling_stops_at_once(model, truth, stage):
 
 def test_warm_up_reconstructs_its_own_scene(model):
     model.warm_up()
+
+
+def test_png_files_can_be_written_beside_pycolmap() -> None:
+    program = (
+        "import model.classical, pycolmap, io, numpy\n"
+        "from PIL import Image\n"
+        "photo = numpy.random.default_rng(0).integers(0, 255, (480, 640, 3)).astype('uint8')\n"
+        "for _ in range(8):\n"
+        "    file = io.BytesIO()\n"
+        "    Image.fromarray(photo).save(file, 'PNG')\n"
+        "    assert (numpy.asarray(Image.open(file)) == photo).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
