@@ -346,10 +346,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     panels = (("maa_30", "pose accuracy, mAA@30"), ("within_10", "pixels with a point within 10 %"))
     for axis, (key, title) in zip(axes, panels, strict=True):
-        for method in dict.fromkeys(row["method"] for row in rows):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             mine = [row for row in rows if row["method"] == method and key in row]
             if mine:
-                axis.plot([row["views"] for row in mine], [row[key] for row in mine], "o-", label=method)
+                counts, values = [row["views"] for row in mine], [row[key] for row in mine]
+                axis.plot(counts, values, "o-", color=f"C{number}", label=method)
         axis.set(title=title, xlabel="views", ylim=(-0.02, 1.02), xticks=sorted({row["views"] for row in rows}))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)

@@ -15,6 +15,8 @@ GEOMETRY = ModelInfo(
     licence="Apache-2.0",
     engine="cpu",
 )
+BEST = ("mvdust3r-plus", "mvdust3r")
+"""Of the networks under their released names, which to prefer."""
 
 
 class ServedModel(Model, Protocol):
@@ -48,11 +50,13 @@ class Registry:
         return [GEOMETRY, *(info for info in list_models(self._folder) if info.name != GEOMETRY.name)]
 
     def default(self) -> str:
-        """What the folder's `default` file says; else `geometry`."""
+        """What the folder's `default` file says; else a network with weights, the best first; else `geometry`."""
         try:
-            return (self._folder / "default").read_text(encoding="utf-8").strip() or GEOMETRY.name
+            chosen = (self._folder / "default").read_text(encoding="utf-8").strip()
         except OSError:
-            return GEOMETRY.name
+            chosen = ""
+        networks = [info.name for info in self.infos()[1:]]
+        return chosen or next((name for name in BEST if name in networks), (networks or [GEOMETRY.name])[0])
 
     def set_default(self, name: str) -> None:
         """KeyError for a name that is not served."""

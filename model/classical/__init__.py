@@ -2,4 +2,4 @@
 
 # Pillow comes before pycolmap: where pycolmap is the first to load the system's libz, that library calls into the copy
 # of zlib inside pycolmap, another version, and the next PNG written anywhere in the process corrupts the heap.
-from PIL import Image as _first  # noqa: F401
+import PIL.Image  # noqa: F401

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,12 @@ def test_artifacts_are_served_beside_geometry(data_dir, monkeypatch):
     (folder / "broken").mkdir()
     registry = Registry(folder)
     assert [info.name for info in registry.infos()] == ["geometry", "tiny"]
+    assert registry.default() == "tiny"
+    for name in ("mvdust3r", "mvdust3r-plus"):
+        copy = shutil.copytree(folder / "a folder of any name", folder / name)
+        description = json.loads((copy / "model.json").read_text())
+        (copy / "model.json").write_text(json.dumps(description | {"name": name}))
+        assert registry.default() == name
     assert run("models", "default", "tiny").exit_code == 0
     assert registry.default() == "tiny"
     assert "tiny (default)" in run("models").stdout
