@@ -1,11 +1,13 @@
-"""Work on every core while the caller hears of it often enough to cancel."""
+"""Fast loops, and work on every core while the caller hears of it often enough to cancel."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numba
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +39,14 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], tick: Tick) 
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """numba.njit without the GIL, cached on disk where some folder can be written to."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)
 
 
 def _cores() -> int:
