@@ -132,7 +132,7 @@ def test_every_fault_is_named(upstream: dict[str, Tensor]) -> None:
         (["dec_blocks.0.a", "downstream_head1.dpt.head.0.weight"], "no whole DUSt3R"),
         (["downstream_head1.dpt.a", "downstream_head1.head_local_features.fc1.weight"], "no whole MASt3R"),
         (["downstream_head1.proj.weight", "downstream_head1.proj.bias"], "no whole DUSt3R"),
-        (["backbone.patch_embed.proj.weight", "gaussian_param_head.dpt.a"], "no whole NoPoSplat"),
+        (["backbone.enc_norm.weight", "gaussian_param_head.dpt.a"], "no whole NoPoSplat"),
         (["enc_blocks.0.a", "prediction_head.weight"], "no whole CroCo"),
         (["layer1.0.conv1.weight"], "of no network known here"),
         ([], "of no network known here"),
