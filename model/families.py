@@ -6,6 +6,7 @@ One more network is one more entry of FAMILIES.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,17 +40,25 @@ class Shapes:
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self._state)
 
-    def size(self, name: str, released: int) -> int:
-        """First axis of a tensor; where it is missing, the released size (the comparison then names it)."""
-        return self._state[name].shape[0] if name in self._state and self._state[name].ndim else released
+    def size(self, released: int, *names: str) -> int:
+        """First axis of most of these tensors, so that one misshapen changes nothing; the released size without any."""
+        found = Counter(self._state[n].shape[0] for n in names if n in self._state and self._state[n].ndim)
+        return found.most_common(1)[0][0] if found else released
 
     def depth(self, prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in self._state if name.startswith(prefix)})
 
     def backbone(self) -> dict[str, Any]:
         released = BackboneConfig()
-        encoder_width = self.size("encoder.patch_embed.proj.weight", released.encoder_width)
-        decoder_width = self.size("decoder.embed.weight", released.decoder_width)
+        encoder_width = self.size(
+            released.encoder_width,
+            "encoder.patch_embed.proj.weight",
+            "encoder.patch_embed.proj.bias",
+            "encoder.norm.bias",
+        )
+        decoder_width = self.size(
+            released.decoder_width, "decoder.embed.weight", "decoder.embed.bias", "decoder.norm.bias"
+        )
         return {
             "encoder_width": encoder_width,
             "encoder_depth": self.depth("encoder.blocks."),
@@ -100,6 +109,11 @@ def _under(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
     return {theirs + inner: ours + own for inner, own in names.items()}
 
 
+def _in_heads(layer: str) -> list[str]:
+    """Weight and bias of a layer that both heads have."""
+    return [f"{head}.{layer}.{kind}" for head in ("reference_head", "head") for kind in ("weight", "bias")]
+
+
 BACKBONE = {
     "patch_embed.": "encoder.patch_embed.",
     "enc_blocks.": "encoder.blocks.",
@@ -145,8 +159,8 @@ FAMILIES = (
         },
         sizes=lambda shapes: {
             "paths": 4 if shapes.has("decoder.cross_reference_blocks.") else 1,
-            "skip_channels": shapes.size("reference_head.points.skip_proj.0.conv.weight", 256),
-            "gaussian_width": shapes.size("reference_head.gaussians.colour.0.weight", 768),
+            "skip_channels": shapes.size(256, *_in_heads("points.skip_proj.0.conv")),
+            "gaussian_width": shapes.size(768, *_in_heads("gaussians.colour.0"), *_in_heads("gaussians.scale.0")),
         },
     ),
     Family(
@@ -162,8 +176,9 @@ FAMILIES = (
             **_under("gaussian_param_head.dpt.", "reference_head.gaussians.", DENSE_IMAGE),
             **_under("gaussian_param_head2.dpt.", "head.gaussians.", DENSE_IMAGE),
         },
+        # Opacity, scale and rotation are 8 channels, each colour has (degree + 1)^2.
         sizes=lambda shapes: {
-            "sh_degree": math.isqrt((max(11, shapes.size("reference_head.gaussians.out.weight", 83)) - 8) // 3) - 1
+            "sh_degree": math.isqrt((max(11, shapes.size(83, *_in_heads("gaussians.out"))) - 8) // 3) - 1
         },
     ),
     Family(
@@ -179,8 +194,9 @@ FAMILIES = (
             **_under("downstream_head1.dpt.", "reference_head.dpt.", DENSE),
             **_under("downstream_head2.dpt.", "head.dpt.", DENSE),
         },
+        # A descriptor's channels and its confidence, for every pixel of a patch.
         sizes=lambda shapes: {
-            "descriptor": max(2, shapes.size("reference_head.local_features.fc2.weight", 25 * PATCH**2) // PATCH**2) - 1
+            "descriptor": max(2, shapes.size(25 * PATCH**2, *_in_heads("local_features.fc2")) // PATCH**2) - 1
         },
     ),
     Family(
@@ -211,7 +227,7 @@ FAMILIES = (
             "enc_pos_embed": "encoder_positions",
             "dec_pos_embed": "decoder_positions",
         },
-        sizes=lambda shapes: {"cosine_grid": math.isqrt(shapes.size("encoder_positions", 0))},
+        sizes=lambda shapes: {"cosine_grid": math.isqrt(shapes.size(0, "encoder_positions", "decoder_positions"))},
     ),
 )
 
