@@ -28,6 +28,8 @@ from model.types import Float32, Float64, ReconstructionError
 Tick = Callable[[float], None]
 """`tick(fraction)`: a share of the work is done, 0 to 1. May raise to cancel."""
 
+Schedule = Literal["cosine", "linear"]
+
 MEAN_PAIR_SCALE = 0.5
 """Geometric mean of the pairs' scales, fixed: else everything could shrink to a point, where all distances vanish."""
 LOG_FOCAL_STEP = 20.0
@@ -104,7 +106,7 @@ def align(
     focals: Sequence[float | None] | None = None,
     iterations: int = 300,
     rate: float = 0.01,
-    schedule: Literal["cosine", "linear"] = "cosine",
+    schedule: Schedule = "cosine",
 ) -> Alignment:
     """Poses, focal lengths and depth maps of all views that agree best with the pairs.
 
@@ -121,11 +123,9 @@ def align(
     moments = [(np.zeros_like(array), np.zeros_like(array)) for array in state.arrays()]
     with ThreadPoolExecutor(min(cores(), len(pixels))) as pool:
         for step in range(iterations):
-            done = step / iterations
-            tick(done)
+            tick(step / iterations)
             losses[step], gradient = problem.loss_and_gradient(state, pool.map)
-            share = (1 + np.cos(np.pi * done)) / 2 if schedule == "cosine" else 1 - done
-            now = LAST_RATE + (rate - LAST_RATE) * share
+            now = scheduled_rate(step / iterations, rate, schedule)
             for parameter, slope, (first, second) in zip(state.arrays(), gradient.arrays(), moments):
                 _adam(parameter.ravel(), slope.ravel(), first.ravel(), second.ravel(), now, 1 - BETA ** (step + 1))
     tick(1.0)
@@ -138,6 +138,12 @@ def align(
         pair_to_world=state.pair_to_world(),
         losses=losses,
     )
+
+
+def scheduled_rate(done: float, rate: float, schedule: Schedule) -> float:
+    """Adam's step size when the share `done` (0 to 1) of all steps is taken: from `rate` down to LAST_RATE."""
+    share = (1 + np.cos(np.pi * done)) / 2 if schedule == "cosine" else 1 - done
+    return float(LAST_RATE + (rate - LAST_RATE) * share)
 
 
 def clear_air(alignment: Alignment) -> tuple[Float32, ...]:
@@ -272,7 +278,7 @@ class Problem:
                 self.edges[view].append(edge)
                 points[view].append(map_.reshape(-1, 3).T)
                 weights[view].append(np.log(np.maximum(confidence, 1)).ravel() / area)
-        self.points = [np.stack(maps).astype(np.float32) for maps in points]
+        self.points = [np.ascontiguousarray(np.stack(maps), np.float32) for maps in points]
         self.weights = [np.stack(rows).astype(np.float32) for rows in weights]
         self.pixels = [np.ascontiguousarray(grid.reshape(-1, 2).T, np.float32) for grid in pixels]
 
