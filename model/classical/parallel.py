@@ -1,13 +1,11 @@
-"""Fast loops, and work on every core while the caller hears of it often enough to cancel."""
+"""Work on every core while the caller hears of it often enough to cancel."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
-
-import numba
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +25,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], tick: Tick) 
     `tick` is called from this thread, at every result and at least every HEARTBEAT. What it or `function` raises
     is raised here, after the threads that run have ended; what has not begun is dropped.
     """
-    pool = ThreadPoolExecutor(max_workers=max(1, min(WORKERS, _cores(), len(items))))
+    pool = ThreadPoolExecutor(max_workers=max(1, min(WORKERS, cores(), len(items))))
     try:
         futures = [pool.submit(function, item) for item in items]
         pending = set(futures)
@@ -41,15 +39,8 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], tick: Tick) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """numba.njit without the GIL, cached on disk where some folder can be written to."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
-
-
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

@@ -16,7 +16,8 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from model.classical.parallel import Tick, compiled, each
+from model.classical.parallel import Tick, each
+from model.compiled import compiled
 from model.types import Float32, Float64, UInt8, Views
 
 PRIOR_RATIO = 0.84
