@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from export.contract import (
+    DEFAULT_FILE,
     NAME,
     NETWORKS,
     WEIGHTS_FILE,
@@ -78,8 +79,8 @@ RELEASED = {
 SOURCE_FILE = "source.json"
 PARTIAL = ".partial"
 """Ends the name of what is not whole yet."""
-ROOM = 2
-"""Disk needed, in sizes of the checkpoint: for it and its copy in our form, later for that copy and the graph."""
+TAKEN = (DEFAULT_FILE, "geometry")
+"""Names that mean something else in a folder of models."""
 
 out = Console(highlight=False, soft_wrap=True)
 
@@ -133,7 +134,6 @@ def download(name: str, models: Path, accept: Callable[[Released], bool], endpoi
                 raise WeightsError(f"{name} is not fetched: its licence was not accepted")
             source = _ask_hub(released, endpoint)
             source.write(work)
-        _check_room(work, source)
         _make(name, source, work, lambda: _fetch(source, work / "download", endpoint), (released.network,))
         _install(name, work, models)
     return True
@@ -151,7 +151,6 @@ def add(file: Path, models: Path, name: str = "", licence: str = "that of its ch
         if work is None:
             return False
         source.write(work)
-        _check_room(work, source)
         _make(name, source, work, lambda: file, NETWORKS)
         _install(name, work, models)
     return True
@@ -166,6 +165,8 @@ def _place(name: str, models: Path, same: Callable[[Source], bool]) -> Iterator[
     """
     if not NAME.fullmatch(name):
         raise WeightsError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
+    if name in TAKEN:
+        raise WeightsError(f"no added model can be called {name}: choose another name")
     models.mkdir(parents=True, exist_ok=True)
     work = models / f".{name}{PARTIAL}"
     lock = os.open(models, os.O_RDONLY)
@@ -179,7 +180,7 @@ def _place(name: str, models: Path, same: Callable[[Source], bool]) -> Iterator[
         known = source is not None and same(source)
         if made is not None:
             if not known:
-                raise WeightsError(f"there is another model {name} in {made}: remove it, or choose another name")
+                raise WeightsError(f"there is another model {name} already: choose another name, or remove {made}")
             shutil.rmtree(work, ignore_errors=True)
             write_default(models, name)
             yield None
@@ -216,11 +217,10 @@ def _read_source(folder: Path) -> Source | None:
         return None
 
 
-def _check_room(work: Path, source: Source) -> None:
-    held = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    need, free = ROOM * source.size - held, shutil.disk_usage(work).free
+def _check_room(folder: Path, need: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
     if need > free:
-        reason = f"{source.file} needs {need / 1e9:.1f} GB of disk, and {work.parent} has {free / 1e9:.1f} GB left"
+        reason = f"{what} needs {need / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f} GB left"
         raise OSError(errno.ENOSPC, reason)
 
 
@@ -273,21 +273,17 @@ def _fetch(source: Source, folder: Path, endpoint: str | None) -> Path:
         return file
     folder.mkdir(exist_ok=True)
     partial = file.with_name(file.name + PARTIAL)
-    # Not hf_hub_download, which starts every download anew. The repositories are public: no token is sent.
-    url = hf_hub_url(source.repository, source.file, revision=source.commit, endpoint=endpoint)
-    with _hub(f"{source.repository}/{source.file}"), partial.open("ab") as content:
-        http_get(
-            url,
-            content,
-            resume_size=content.tell(),
-            expected_size=source.size,
-            displayed_filename=file.name,
-        )
+    held = partial.stat().st_size if partial.exists() else 0
+    # It lies beside its copy in our form, and that later beside the graph: neither is larger.
+    _check_room(folder, 2 * source.size - held, file.name)
+    if held < source.size:
+        # Not hf_hub_download, which starts every download anew. The repositories are public: no token is sent.
+        url = hf_hub_url(source.repository, source.file, revision=source.commit, endpoint=endpoint)
+        with _hub(f"{source.repository}/{source.file}"), partial.open("ab") as content:
+            http_get(url, content, resume_size=held, displayed_filename=file.name)
     with _step(f"Checking {file.name}"):
-        if sha256(partial) != source.sha256:
-            raise WeightsError(
-                f"{file.name} is not what the hub states, by its SHA-256: it was removed, fetch it again"
-            )
+        if (partial.stat().st_size, sha256(partial)) != (source.size, source.sha256):
+            raise WeightsError(f"{file.name} is not of the size and SHA-256 that the hub states, and was removed")
     return partial.replace(file)
 
 
@@ -302,6 +298,7 @@ def _make(name: str, source: Source, work: Path, checkpoint: Callable[[], Path],
             if not weights.exists():
                 _convert(checkpoint(), weights, networks)
             shutil.rmtree(work / "download", ignore_errors=True)
+            _check_room(work, weights.stat().st_size, "the graph")
             with _step("Exporting to ONNX and comparing with the checkpoint (minutes)"):
                 export_onnx(load(weights), artifact, name, source.licence)
     except (CheckpointError, ArtifactError) as error:
@@ -312,6 +309,7 @@ def _convert(checkpoint: Path, weights: Path, networks: tuple[str, ...]) -> None
     """Write `checkpoint`, of one of `networks`, in our own form to `weights`."""
     from model.checkpoint import load, save
 
+    _check_room(weights.parent, checkpoint.stat().st_size, checkpoint.name)
     with _step(f"Converting {checkpoint.name}"):
         network = load(checkpoint)
         if network.config.network not in networks:

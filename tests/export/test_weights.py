@@ -63,8 +63,7 @@ class Hub:
     """What the Hugging Face hub answers for one file. As there, the bytes come from another host, by ranges."""
 
     def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.etag = hashlib.sha256(content).hexdigest()
+        self.hold(content)
         self.stall_after = len(content)
         """Bytes of an answer after which nothing more comes."""
         self.asked: list[tuple[str, str]] = []
@@ -86,7 +85,7 @@ class Hub:
                 self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/bytes")
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("X-Linked-Etag", f'"{hub.etag}"')
-                self.send_header("X-Linked-Size", str(len(hub.content)))
+                self.send_header("X-Linked-Size", str(hub.size))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -111,6 +110,12 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def hold(self, content: bytes) -> None:
+        """Have this file, and state the truth about it."""
+        self.content = content
+        self.size = len(content)
+        self.etag = hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture
@@ -215,8 +220,7 @@ def test_what_cannot_be_served_is_not_fetched(hub: Hub, models: Path, name: str)
 
 def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, models: Path, exports: list[str]) -> None:
     """And whoever accepted the licence is not asked again."""
-    hub.content = upstream_file(optimiser_bytes=OPTIMISER_BYTES)
-    hub.etag = hashlib.sha256(hub.content).hexdigest()
+    hub.hold(upstream_file(optimiser_bytes=OPTIMISER_BYTES))
     hub.stall_after = 15 * 2**20
     command = (sys.executable, "-m", "export.weights", "download", NAME, "--models", str(models))
     with subprocess.Popen(
@@ -305,10 +309,15 @@ def test_killed_while_the_artifact_is_put_together(hub: Hub, models: Path, expor
     assert (models / NAME / WEIGHTS_FILE).exists()
 
 
-def test_a_file_that_is_not_what_the_hub_states_is_removed(hub: Hub, models: Path) -> None:
-    hub.etag = "0" * 64
-    with pytest.raises(WeightsError, match="SHA-256"):
+@pytest.mark.parametrize(("etag", "surplus"), [("0" * 64, 0), (None, 1), (None, -1)])
+def test_a_file_that_is_not_what_the_hub_states_is_removed(
+    hub: Hub, models: Path, etag: str | None, surplus: int
+) -> None:
+    hub.etag = etag or hub.etag
+    hub.size += surplus
+    with pytest.raises(WeightsError, match="size and SHA-256"):
         fetch(hub, models)
+    assert len(hub.ranges) == 1
     assert list(models.iterdir()) == []
 
 
@@ -322,8 +331,7 @@ def test_a_file_without_a_stated_hash_is_not_fetched(hub: Hub, models: Path, eta
 
 
 def test_another_network_under_a_released_name_is_refused(hub: Hub, models: Path) -> None:
-    hub.content = upstream_file(replace(PLUS, paths=1))
-    hub.etag = hashlib.sha256(hub.content).hexdigest()
+    hub.hold(upstream_file(replace(PLUS, paths=1)))
     with pytest.raises(WeightsError, match="holds mvdust3r, not mvdust3r-plus"):
         fetch(hub, models)
     assert list(models.iterdir()) == []
@@ -389,6 +397,14 @@ def test_what_another_file_left_is_not_gone_on_with(tmp_path: Path, models: Path
         add(tmp_path / "a.pth", models, "mine")
     add(tmp_path / "b.pth", models, "mine")
     assert load(models / "mine" / WEIGHTS_FILE).config.network == "mvdust3r"
+
+
+@pytest.mark.parametrize("name", ["geometry", "default", "../x", ".x", "X"])
+def test_names_that_cannot_be(tmp_path: Path, models: Path, name: str) -> None:
+    (tmp_path / "a.pth").write_bytes(upstream_file())
+    with pytest.raises(WeightsError, match="name"):
+        add(tmp_path / "a.pth", models, name)
+    assert not models.exists()
 
 
 def test_one_at_a_time(tmp_path: Path, models: Path) -> None:
