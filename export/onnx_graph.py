@@ -20,7 +20,6 @@ from export.contract import (
     MAX_VIEWS,
     MIN_VIEWS,
     NAME,
-    NETWORKS,
     OPSET,
     OUTPUTS,
     ArtifactError,
@@ -55,10 +54,8 @@ def export_onnx(
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
     The graph is compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for a network that cannot be served, and a name, square, number of views or folder that cannot be.
+    for a name, square, number of views or folder that cannot be.
     """
-    if network.config.network not in NETWORKS:
-        raise ArtifactError(f"{network.config.network} cannot be served yet: {' and '.join(NETWORKS)} can")
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
     if square <= 0 or square % DIVISOR:

@@ -156,6 +156,10 @@ def add(file: Path, models: Path, name: str = "", licence: str = "that of its ch
     return True
 
 
+def _work(name: str, models: Path) -> Path:
+    return models / f".{name}{PARTIAL}"
+
+
 @contextmanager
 def _place(name: str, models: Path, same: Callable[[Source], bool]) -> Iterator[Path | None]:
     """The hidden folder to make the model `name` in, with what an earlier run left there; None: the model is there.
@@ -168,7 +172,7 @@ def _place(name: str, models: Path, same: Callable[[Source], bool]) -> Iterator[
     if name in TAKEN:
         raise WeightsError(f"no added model can be called {name}: choose another name")
     models.mkdir(parents=True, exist_ok=True)
-    work = models / f".{name}{PARTIAL}"
+    work = _work(name, models)
     lock = os.open(models, os.O_RDONLY)
     try:
         try:
@@ -318,6 +322,7 @@ def _convert(checkpoint: Path, weights: Path, networks: tuple[str, ...]) -> None
             if not tensor.isfinite().all():
                 raise WeightsError(f"{checkpoint.name} is refused: {name} holds values that are not finite")
         save(network, weights)
+        shutil.copymode(weights.with_name(SOURCE_FILE), weights)  # safetensors writes for its owner's eyes alone
 
 
 def _install(name: str, work: Path, models: Path) -> None:
@@ -367,7 +372,7 @@ def download_command(
         except typer.Abort:
             return False
 
-    _run(name, lambda: download(name, models, accept))
+    _run(name, models, lambda: download(name, models, accept))
 
 
 @app.command("add")
@@ -378,10 +383,11 @@ def add_command(
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
 ) -> None:
     """Make a checkpoint of your own a model, and serve it as the default one."""
-    _run(name or name_after(file), lambda: add(file, models, name, licence))
+    name = name or name_after(file)
+    _run(name, models, lambda: add(file, models, name, licence))
 
 
-def _run(name: str, work: Callable[[], bool]) -> None:
+def _run(name: str, models: Path, work: Callable[[], bool]) -> None:
     try:
         import huggingface_hub  # noqa: F401
         import onnxscript  # noqa: F401
@@ -395,10 +401,15 @@ def _run(name: str, work: Callable[[], bool]) -> None:
     except WeightsError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.strerror or error}; what is done is kept, and the same command goes on")
+        _fail(f"{error.strerror or error}{_kept(name, models)}")
     except KeyboardInterrupt:
-        _fail("stopped; what is done is kept, and the same command goes on")
+        _fail(f"stopped{_kept(name, models)}")
     out.print(f"{name} {'is' if new else 'was there already, and is'} the default model.")
+
+
+def _kept(name: str, models: Path) -> str:
+    work = _work(name, models)
+    return f"; what is done is kept in {work}, and the same command goes on" if work.exists() else ""
 
 
 def _fail(reason: str) -> NoReturn:

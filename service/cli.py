@@ -191,7 +191,7 @@ def models_default(name: str) -> None:
 
 @models_app.command("download")
 def models_download(
-    name: Annotated[str, typer.Argument(help="A released name: see the README, or try any.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="A released checkpoint, such as mvdust3r-plus.", show_default=False)],
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Do not ask.")] = False,
 ) -> None:
     """Fetch a released checkpoint, once its licence is accepted, and serve it as the default model.

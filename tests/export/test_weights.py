@@ -180,6 +180,8 @@ def test_a_released_name_becomes_the_served_default(hub: Hub, models: Path) -> N
     assert registry.infos()[1].licence == "CC BY-NC 4.0 and CC BY-NC-SA 4.0"
     assert registry.default() == NAME
     registry.open(NAME).warm_up()
+    modes = {(path.name, path.stat().st_mode) for path in (models / NAME).iterdir()}
+    assert len({mode for _, mode in modes}) == 1, modes
     kept = load(models / NAME / WEIGHTS_FILE)
     assert read_description(models / NAME).weights_sha256 == onnx_graph.weights_sha256(kept)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), tiny_network(PLUS).parameters(), strict=True))
@@ -433,7 +435,7 @@ def not_finite() -> bytes:
     [
         (lambda: saved({"model": {}, "args": Malicious()}), "no file's code is run"),
         (lambda: upstream_file()[:-5000], "not a readable checkpoint"),
-        (not_finite, r"holds values that are not finite"),
+        (not_finite, "values that are not finite"),
         (lambda: saved({"layer1.0.conv1.weight": torch.ones(3)}), "no network known here"),
         (lambda: b"<html>Sign in</html>", "not a readable checkpoint|refused"),
         (lambda: b"", "not a readable checkpoint"),
@@ -460,6 +462,25 @@ def test_the_command_asks_and_takes_no_for_an_answer(models: Path, answer: str) 
     assert "CC BY-NC-SA 4.0 (non-commercial use only" in result.stdout
     assert "licence was not accepted" in result.stderr
     assert list(models.iterdir()) == []
+
+
+def test_a_stopped_command_says_what_is_kept(
+    tmp_path: Path, models: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.pth").write_bytes(upstream_file())
+    command = ["add", str(tmp_path / "mine.pth"), "--models", str(models)]
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_graph, "export_onnx", stop)
+        result = CliRunner().invoke(weights.app, command)
+    assert result.exit_code == 2
+    assert f"stopped; what is done is kept in {models / '.mine.partial'}" in result.stderr
+    for words in ("mine is the default model", "mine was there already, and is the default model"):
+        result = CliRunner().invoke(weights.app, command)
+        assert (result.exit_code, words in result.stdout) == (0, True), result.output
 
 
 def test_without_torch_the_command_says_what_installs_it(tmp_path: Path) -> None:
