@@ -114,7 +114,7 @@ def test_outputs_equal_the_golden_ones(networks: dict[str, MVDUSt3R], folder: st
 
 
 class Recorder:
-    """What modules answer, by their names in the network."""
+    """What modules answer, by their names in the network; answers to several calls in a row."""
 
     def __init__(self, network: MVDUSt3R) -> None:
         self.outputs: dict[str, Tensor] = {}
@@ -123,7 +123,8 @@ class Recorder:
 
     def _hook(self, name: str):
         def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name] = output
+            before = [self.outputs[name]] if name in self.outputs else []
+            self.outputs[name] = torch.cat([*before, output]) if isinstance(output, Tensor) else output
 
         return keep
 
@@ -244,6 +245,12 @@ def test_every_parameter_takes_part() -> None:
     sum(getattr(output, field).square().mean() for field in FIELDS.values()).backward()
     without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+def test_training_takes_the_statistics_of_all_views_at_once() -> None:
+    network = tiny_network().train()
+    network(torch.rand(2, 6, 3, 32, 32) * 2 - 1)
+    assert [layer.norm.num_batches_tracked.item() for layer in network.head.points.skip_proj] == [1, 1, 1, 1]
 
 
 def test_a_fresh_network_has_idle_fusion_and_skip() -> None:
