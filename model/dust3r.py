@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.config import PATCH, BackboneConfig, DUSt3RConfig
+from model.config import PATCH, BackboneConfig, DUSt3RConfig, MASt3RConfig
 from model.decoder import LayeredDecoder
 from model.dpt import DenseHead
 from model.encoder import Encoder, token_grid
@@ -50,7 +50,7 @@ def points_and_confidence(raw: Tensor) -> Fields:
 class PairNetwork(nn.Module):
     """All but the heads, which are what differs between DUSt3R and MASt3R."""
 
-    def __init__(self, config: BackboneConfig, reference_head: nn.Module, head: nn.Module) -> None:
+    def __init__(self, config: DUSt3RConfig | MASt3RConfig, reference_head: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
