@@ -230,9 +230,22 @@ def test_encoding_once_serves_every_pair() -> None:
     network, images = network_of("mast3r"), noise(1, 3, 3, 16, 32)
     pairs = torch.tensor([(a, b) for a in range(3) for b in range(3) if a != b])
     with torch.inference_mode():
-        answer = network.decode(network.encode(images)[pairs], (1, 2))
+        tokens = network.encode(images)
+        answer = NetworkOutput.of_views(network.decode(tokens[pairs].unbind(1), ((1, 2), (1, 2))))
         expected = network(images[pairs])
     assert_same(answer, expected)
+
+
+def test_views_of_different_sizes() -> None:
+    """A landscape and a portrait view, each as it is, are what they are with the second one turned."""
+    network, images = network_of("dust3r_linear"), noise(2, 1, 2, 3, 32, 48)
+    first, second = images[:, 0], images[:, 1].mT.contiguous()
+    with torch.inference_mode():
+        tokens = [network.encode(first), network.encode(second)]
+        apart = network.decode(tokens, ((2, 3), (3, 2)))
+        together = network(images, portrait=torch.tensor([[False, True]]))
+    torch.testing.assert_close(apart[0]["points"], together.points[:, 0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(apart[1]["points"].transpose(1, 2), together.points[:, 1], rtol=1e-3, atol=1e-5)
 
 
 def test_order_of_the_later_views_does_not_matter() -> None:
