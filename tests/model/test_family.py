@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
 
@@ -22,6 +23,15 @@ from tests.golden.rule import golden_network
 FAMILY = [folder for folder in CONFIGS if not folder.startswith("mvdust3r")]
 PAIRS = ["dust3r_linear", "dust3r_dpt", "mast3r"]
 CASES = [case for folder in FAMILY for case in cases(folder)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by sharing their work out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @cache
