@@ -323,6 +323,21 @@ def test_masks_of_different_counts_are_refused() -> None:
         network_of("croco")(**called)
 
 
+@pytest.mark.parametrize("folder", ["dust3r_linear", "dust3r_dpt", "mast3r", "noposplat", "croco", "croco_cosine"])
+def test_half_precision_comes_near(folder: str) -> None:
+    """bfloat16 where autocast puts it, with the mask, the camera's token and views of either orientation."""
+    network, called = network_of(folder), cases(folder)[0].inputs
+    if folder in PAIRS:
+        called = called | {"portrait": torch.tensor([[True, False]])}
+    with torch.inference_mode():
+        expected = network(**called)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = network(**called)
+    got, expected = (x if folder.startswith("croco") else x.points for x in (got, expected))
+    error = (got.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.median() < 0.1
+
+
 @pytest.mark.parametrize("degree", [0, 2])
 def test_other_degrees_of_harmonics(degree: int) -> None:
     network = network_of("noposplat")
