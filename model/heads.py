@@ -32,13 +32,14 @@ def to_pixels(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def to_points(xyz: Tensor) -> Tensor:
     """Raw (n, 3, H, W) to points (n, H, W, 3): the length r of a raw vector becomes exp(r) - 1 (DUSt3R)."""
+    xyz = xyz.float()  # an exponential would magnify a coarser rounding
     norm = torch.linalg.vector_norm(xyz, dim=1, keepdim=True)
     return (xyz / norm.clamp_min(1e-8) * torch.expm1(norm)).permute(0, 2, 3, 1)
 
 
 def to_confidence(logit: Tensor, least: float = 1.0) -> Tensor:
     """Logits to confidences in [least, CONFIDENCE_LIMIT]."""
-    return least + logit.exp().clamp_max(CONFIDENCE_LIMIT - least)
+    return least + logit.float().exp().clamp_max(CONFIDENCE_LIMIT - least)
 
 
 class ConvNorm(nn.Module):
