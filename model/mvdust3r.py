@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +11,7 @@ from model.config import PATCH, ModelConfig
 from model.decoder import Decoder, slot_order
 from model.encoder import Encoder
 from model.heads import Head
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOutput:
-    """The answer for B scenes of N views, in the frame of view references[0]. The Gaussians' centres are the points."""
-
-    points: Tensor
-    """(B, N, H, W, 3)."""
-    confidence: Tensor
-    """(B, N, H, W), 1 to 1e9."""
-    scale: Tensor
-    """(B, N, H, W, 3), raw: of either sign, before the scale rule (`export.sessions`)."""
-    rotation: Tensor
-    """(B, N, H, W, 4) unit quaternions, w x y z."""
-    opacity: Tensor
-    """(B, N, H, W), 0 to 1."""
-    colour: Tensor
-    """(B, N, H, W, 3), raw. Released weights leave it untrained: a Gaussian takes its pixel's colour instead."""
+from model.output import NetworkOutput
 
 
 class MVDUSt3R(nn.Module):

@@ -110,7 +110,9 @@ def reconstruct(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the files to.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="One of `scenelift models`; default: the default one.")] = None,
     confidence_percentile: Annotated[float, typer.Option(help="Percent of the least sure pixels to leave out.")] = 3.0,
-    outputs: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: all.")] = "",
+    outputs: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: up to preview.")
+    ] = "",
     max_points: Annotated[int, typer.Option(help="Points to keep, at most.")] = 1_500_000,
     reference: Annotated[int, typer.Option(help="Number of the photo whose camera is the origin, from 0.")] = 0,
     focal: Annotated[str, typer.Option(help="`shared` by the photos of one camera, or `per-view`.")] = "shared",

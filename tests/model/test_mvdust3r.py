@@ -246,8 +246,7 @@ def test_views_beside_the_references_are_exchangeable(data: st.DataObject) -> No
     images = torch.rand(1, views, 3, 32, 32, generator=torch.Generator().manual_seed(views)) * 2 - 1
     output = run(network, images, references)
     permuted = run(network, images[:, order], tuple(order.index(r) for r in references))
-    fields = (getattr(output, field)[:, order] for field in NetworkOutput.__slots__)
-    assert_same(permuted, NetworkOutput(*fields))
+    assert_same(permuted, NetworkOutput(**{field: getattr(output, field)[:, order] for field in FIELDS.values()}))
 
 
 @pytest.mark.parametrize("config", [ALONE, PLUS])
@@ -256,8 +255,8 @@ def test_a_batch_is_its_scenes(config: ModelConfig) -> None:
     images = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     both = run(network, images)
     for scene in range(2):
-        fields = (getattr(both, field)[scene : scene + 1] for field in NetworkOutput.__slots__)
-        assert_same(run(network, images[scene : scene + 1]), NetworkOutput(*fields))
+        fields = {field: getattr(both, field)[scene : scene + 1] for field in FIELDS.values()}
+        assert_same(run(network, images[scene : scene + 1]), NetworkOutput(**fields))
 
 
 @given(views=st.integers(2, 30), data=st.data())
