@@ -317,7 +317,8 @@ def _convert(checkpoint: Path, weights: Path, networks: tuple[str, ...]) -> None
     with _step(f"Converting {checkpoint.name}"):
         network = load(checkpoint)
         if network.config.network not in networks:
-            raise WeightsError(f"{checkpoint.name} holds {network.config.network}, not {_listed(networks)}")
+            found = network.config.network
+            raise WeightsError(f"{checkpoint.name} holds {found}, and only {_listed(networks)} can be served here")
         for name, tensor in network.state_dict().items():
             if not tensor.isfinite().all():
                 raise WeightsError(f"{checkpoint.name} is refused: {name} holds values that are not finite")

@@ -311,6 +311,14 @@ def test_killed_while_the_artifact_is_put_together(hub: Hub, models: Path, expor
     assert (models / NAME / WEIGHTS_FILE).exists()
 
 
+def test_work_under_way_is_not_served(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_tiny_artifact(models, "tiny").rename(models / ".tiny")
+    assert list_models(models) == []
+    assert caplog.text == ""
+    with pytest.raises(KeyError):
+        Registry(models).open("tiny")
+
+
 @pytest.mark.parametrize(("etag", "surplus"), [("0" * 64, 0), (None, 1), (None, -1)])
 def test_a_file_that_is_not_what_the_hub_states_is_removed(
     hub: Hub, models: Path, etag: str | None, surplus: int
@@ -334,7 +342,7 @@ def test_a_file_without_a_stated_hash_is_not_fetched(hub: Hub, models: Path, eta
 
 def test_another_network_under_a_released_name_is_refused(hub: Hub, models: Path) -> None:
     hub.hold(upstream_file(replace(PLUS, paths=1)))
-    with pytest.raises(WeightsError, match="holds mvdust3r, not mvdust3r-plus"):
+    with pytest.raises(WeightsError, match="holds mvdust3r, and only mvdust3r-plus can"):
         fetch(hub, models)
     assert list(models.iterdir()) == []
 
