@@ -7,7 +7,7 @@
 The network has 661 M parameters, which follow from their names (`tests/golden/rule.py`), 4 reference paths and photos
 of 224 x 224, float32 on the CPU. Naive is `tests/model/naive_mvdust3r.py`: view by view and path by path, as the
 released code works. Each has a process of its own and runs while the other waits, in turn. Seconds are the least of the
-rounds, by the clock, and of all threads, which other work on the machine disturbs less. Peak memory is the process's own,
+rounds, by the clock, and of all threads, which a busy machine disturbs less. Peak memory is the process's own,
 weights included. The two answers are compared, too.
 
 With a CUDA GPU: encoder and decoder in half precision, the rest in autocast, the whole pass one CUDA graph; the limit
@@ -169,7 +169,7 @@ def _answer(kind: Kind, config: ModelConfig, square: int, pipe: Connection) -> N
 
 def compare(views: int, rounds: int, config: ModelConfig = MVDUST3R_PLUS, square: int = SQUARE) -> dict[str, Any]:
     """Ours and naive in turn, `rounds` times each: one record."""
-    contestants: dict[Kind, Contestant] = {kind: Contestant(kind, config, square) for kind in ("naive", "ours")}
+    contestants: dict[Kind, Contestant] = {kind: Contestant(kind, config, square) for kind in ("ours", "naive")}
     taken: dict[Kind, list[Measured]] = {kind: [] for kind in contestants}
     for _ in range(rounds):
         for kind, contestant in contestants.items():
