@@ -169,7 +169,7 @@ def _answer(kind: Kind, config: ModelConfig, square: int, pipe: Connection) -> N
 
 def compare(views: int, rounds: int, config: ModelConfig = MVDUST3R_PLUS, square: int = SQUARE) -> dict[str, Any]:
     """Ours and naive in turn, `rounds` times each: one record."""
-    contestants: dict[Kind, Contestant] = {kind: Contestant(kind, config, square) for kind in ("naive", "ours")}
+    contestants: dict[Kind, Contestant] = {kind: Contestant(kind, config, square) for kind in ("ours", "naive")}
     taken: dict[Kind, list[Measured]] = {kind: [] for kind in contestants}
     for _ in range(rounds):
         for kind, contestant in contestants.items():
