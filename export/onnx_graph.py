@@ -52,14 +52,15 @@ EXTERNAL_BYTES = 512 * 2**20
 SCORE_BYTES = 4 * 2**30
 """What one pass's largest attention may take where its scores are written out, as by ONNX Runtime: bounds the batch."""
 
-
-LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, KEPT_COPIES = 600, 3600, 2
-"""Likewise of a pairwise network: what a pass holds for a pixel of one view, by its heads, and how many times the
-answers of all pairs are held while they are aligned."""
-
 SCORE_COPIES, SKIP_COPIES, PIXEL_BYTES = 3, 4, 500
 """What ONNX Runtime 1.31 holds on the CPU at a pass's widest points, measured and rounded up: attention scores so many
 times, a layer of the skip CNN so many times, and this for the other fields of a pixel."""
+
+PAIR_POINT_BYTES = 16
+"""A point and its confidence."""
+LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, KEPT_COPIES = 450, 1400, 2
+"""Likewise of a pairwise network: what a pass holds for a pixel of one view, by its heads, and how many times the
+answers of all pairs are held while they are aligned."""
 
 
 class ServedGraph(nn.Module):
@@ -180,11 +181,13 @@ def _write_multi_view_artifact(network: MVDUSt3R, folder: Path, square: int, max
 def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[str, Any]:
     """Write both graphs, and compare them; what their description says of them."""
     write_pair_graphs(network, folder)
-    channels = sum(1 if "confidence" in name else 3 for name in PAIR_FIELDS[network.config.network])
+    # The widest photos are nearly squares of the long side.
+    pixels, tokens = side**2, (side // DIVISOR) ** 2
+    scores = 4 * max(network.config.encoder_heads, network.config.decoder_heads) * tokens**2
     return {
         "paths": 1,
-        "view_bytes": side**2 * (LINEAR_PIXEL_BYTES if _linear(network) else DENSE_PIXEL_BYTES),
-        "pair_bytes": side**2 * 2 * 4 * channels * KEPT_COPIES,
+        "view_bytes": pixels * (LINEAR_PIXEL_BYTES if _linear(network) else DENSE_PIXEL_BYTES) + SCORE_COPIES * scores,
+        "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
         "parity": {"noise": check_pair_parity(network, folder)},
     }
 

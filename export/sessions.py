@@ -1,6 +1,7 @@
 """Open an exported network and run it: Views in, Prediction out, numpy only.
 
-ONNX Runtime is imported when a model is opened: an API, which only lists models, does without it.
+ONNX Runtime, and the alignment of pairs, are imported when a model is opened: an API, which only lists models, does
+without them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from export.contract import (
     check_files,
     read_description,
 )
-from export.pair_sessions import PairSession
 from export.runtime import describe, device_of, normalised, open_graph, ramps, run_graph, too_many, usable_memory
 from model.geometry.crop import square_crop_in_original
 from model.types import (
@@ -40,6 +40,8 @@ from model.types import (
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from export.pair_sessions import PairSession
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ def open_model(folder: Path, threads: int | None = None) -> NetworkSession | Pai
     description = read_description(folder)
     size = check_files(folder, description)
     if description.network in PAIR_FIELDS:
+        from export.pair_sessions import PairSession
+
         return PairSession.open(description, folder, size, threads)
     session = open_graph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
     return NetworkSession(description, session, size)
