@@ -56,7 +56,7 @@ SCORE_COPIES, SKIP_COPIES, PIXEL_BYTES = 3, 4, 500
 """What ONNX Runtime 1.31 holds on the CPU at a pass's widest points, measured and rounded up: attention scores so many
 times, a layer of the skip CNN so many times, and this for the other fields of a pixel."""
 
-PAIR_POINT_BYTES, KEPT_COPIES = 16, 2
+PAIR_POINT_BYTES, KEPT_COPIES = 16, 3
 """A point and its confidence, and how many times those of all pairs are held while they are aligned."""
 LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
 """What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
