@@ -70,9 +70,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Which photo is the reference",
         "",
-        "Means over rendered rooms: `python -m bench.reference` (what exactly: `bench/reference.py`). Errors are of the",
-        "geometric model, which treats all photos alike, relative to the distance from the reference; no network with",
-        "trained weights was measured.",
+        "Means over rendered rooms: `python -m bench.reference` (what exactly: `bench/reference.py`). Errors are of",
+        "the geometric model, which treats all photos alike, relative to the distance from the reference. No network",
+        "with trained weights was measured.",
         "",
         "| views | reference | rooms | share of the others it sees | median point error | points within 5 % |",
         "| --: | --- | --: | --: | --: | --: |",
