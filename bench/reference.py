@@ -4,6 +4,7 @@ Rendered rooms, walked along as in `bench.accuracy`: the first photo is one end 
 each way to choose: the share of the other photos' pixels whose point the reference sees too (exact, from the rooms'
 depth; mean over the others), which is what a network that answers in the reference's frame has to go by. And the
 points of the geometric model in that frame, as `bench.accuracy` measures them; its poses do not depend on the choice.
+Records of an earlier run are kept unless they are computed anew, so that the bench can be run in parts.
 """
 
 from __future__ import annotations
@@ -88,6 +89,16 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def keep(record: dict[str, Any], out: Path) -> None:
+    """Add a record to those of earlier runs, and write the table anew."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "reference.json"
+    before = json.loads(path.read_text()) if path.exists() else []
+    known = {(r["room"], r["views"], r["choice"]): r for r in (*before, record)}
+    path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    (out / "reference.md").write_text(table(list(known.values())))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What reference=auto gains over the first photo.")
     parser.add_argument("--rooms", type=int, nargs="+", default=list(range(8)))
@@ -95,15 +106,11 @@ def main() -> None:
     parser.add_argument("--no-reconstruction", action="store_true", help="only what the reference sees")
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    records: list[dict[str, Any]] = []
     for room in arguments.rooms:
         for record in measure(room, arguments.views, not arguments.no_reconstruction):
             print(record, flush=True)
-            records.append(record)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "reference.json").write_text(json.dumps(records, indent=1) + "\n")
-    (arguments.out / "reference.md").write_text(table(records))
-    print(table(records))
+            keep(record, arguments.out)
+    print((arguments.out / "reference.md").read_text())
 
 
 if __name__ == "__main__":
