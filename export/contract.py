@@ -67,6 +67,10 @@ class Description:
     min_views: int = MIN_VIEWS
     max_views: int = MAX_VIEWS
     max_batch: int = 1
+    view_bytes: int = 0
+    """What a pass holds for each view while the heads compute, weights apart."""
+    pair_bytes: int = 0
+    """What a pass holds for each pair of views while views read each other; both 0: not known."""
     opset: int = OPSET
     mean: float = MEAN
     std: float = STD
@@ -74,6 +78,10 @@ class Description:
     parity: dict[str, Any] = field(default_factory=dict)
     """Measured difference to the checkpoint: see `export.parity`."""
     made_with: dict[str, str] = field(default_factory=dict)
+
+    def pass_bytes(self, batch: int, views: int) -> int:
+        """Memory that a pass of `batch` scenes takes at its widest point, about, weights apart; 0: not known."""
+        return batch * max(self.view_bytes * views, self.pair_bytes * views**2)
 
     def write(self, folder: Path) -> None:
         """Last of an artifact's files, in one step: a folder with a description is whole."""
@@ -101,6 +109,7 @@ def read_description(folder: Path) -> Description:
             and MIN_VIEWS <= description.min_views <= description.max_views
             and description.paths >= 1
             and description.max_batch >= 1
+            and min(description.view_bytes, description.pair_bytes) >= 0
             and (description.mean, description.std) == (MEAN, STD)
             and GRAPH_FILE in description.files
             and all(Path(name).name == name for name in description.files)

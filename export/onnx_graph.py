@@ -37,6 +37,11 @@ SCORE_BYTES = 4 * 2**30
 """What one pass's largest attention may take where its scores are written out, as by ONNX Runtime: bounds the batch."""
 
 
+SCORE_COPIES, SKIP_COPIES, PIXEL_BYTES = 3, 4, 500
+"""What ONNX Runtime 1.31 holds on the CPU at a pass's widest points, measured and rounded up: attention scores so many
+times, a layer of the skip CNN so many times, and this for the other fields of a pixel."""
+
+
 class ServedGraph(nn.Module):
     """The network with the outputs that are served. Without its colour, the exporter drops that branch."""
 
@@ -83,6 +88,8 @@ def export_onnx(
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             max_views=max_views,
             max_batch=_max_batch(network.config, square, max_views),
+            view_bytes=square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
+            pair_bytes=SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
             parity={"noise": check_parity(network, made / GRAPH_FILE, square)},
             made_with={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         )
@@ -137,5 +144,9 @@ def weights_sha256(network: nn.Module) -> str:
 
 def _max_batch(config: ModelConfig, square: int, max_views: int) -> int:
     tokens = max_views * (square // DIVISOR) ** 2
-    scores = 4 * config.paths * config.decoder_heads * tokens**2
-    return max(1, min(MAX_BATCH, SCORE_BYTES // scores))
+    return max(1, min(MAX_BATCH, SCORE_BYTES // _score_bytes(config, tokens)))
+
+
+def _score_bytes(config: ModelConfig, tokens: int) -> int:
+    """Attention of so many tokens to as many, in all paths, float32."""
+    return 4 * config.paths * config.decoder_heads * tokens**2

@@ -47,6 +47,9 @@ SCALE_LIMITS = (1e-4, 4e-3)
 """Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
 weights were trained to be rendered with."""
 
+MEMORY_SHARE = 0.9
+"""Of the memory that is free, what a pass may take: its size is known about."""
+
 HEARTBEAT = 0.25
 """Seconds between two calls of `progress` during a forward pass."""
 
@@ -119,27 +122,62 @@ class NetworkSession:
     def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
         device = "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
         self.info: ModelInfo = _info(description, size, device)
-        self._paths = description.paths
+        self._description = description
         self._session = session
         self._seconds: dict[tuple[int, int], float] = {}
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One forward pass for jobs of equal view count and reference; see `model.types.Model.run`.
 
-        `progress` is called while the pass runs, and what it raises ends the pass.
+        Several passes where the memory that is free does not do for all jobs at once, and a refusal that says how many
+        views it does for where not even one job fits.
+        `progress` is called while the passes run, and what it raises ends them.
         """
         views, reference = len(batch[0]), batch[0].reference
         if any((len(job), job.reference) != (views, reference) for job in batch):
             raise ValueError("jobs that share a pass have equally many views and the same reference")
         if not self.info.min_views <= views <= self.info.max_views or not 0 <= reference < views:
             raise ValueError(f"{views} views with reference {reference} are beyond {self.info.name}")
+        at_once = self._jobs_that_fit(len(batch), views)
+        if at_once == 0:
+            return [self._too_many(views)] * len(batch)
+        answers: list[Prediction | ReconstructionError] = []
+        for start in range(0, len(batch), at_once):
+            part = batch[start : start + at_once]
+
+            def told(stage: str, fraction: float, start: int = start, share: int = len(part)) -> None:
+                progress(stage, (start + share * fraction) / len(batch))
+
+            answers += self._pass(part, told)
+        return answers
+
+    def _pass(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         images = np.stack([[_square(view, self.info.square) for view in job.views] for job in batch])
-        references = choose_references(views, reference, self._paths)
+        references = choose_references(len(batch[0]), batch[0].reference, self._description.paths)
         outputs = self._forward(_normalised(images), np.array(references, np.int64), progress)
         return [
             _prediction(job, rgb, *(output[index] for output in outputs))
             for index, (job, rgb) in enumerate(zip(batch, images, strict=True))
         ]
+
+    def _jobs_that_fit(self, jobs: int, views: int) -> int:
+        """How many of `jobs` one pass may take in the memory that is free; all, where that is not known."""
+        free, each = self._free(), self._description.pass_bytes(1, views)
+        return jobs if free is None or each == 0 else min(jobs, free // each)
+
+    def _too_many(self, views: int) -> ReconstructionError:
+        free = self._free() or 0
+        fits = max((n for n in range(views) if self._description.pass_bytes(1, n) <= free), default=0)
+        name, needed = self.info.name, self._description.pass_bytes(1, views)
+        detail = f"{views} photos take {name} about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        if fits < self.info.min_views:
+            return ReconstructionError(f"{detail}: not even {self.info.min_views} fit.", "Use the model geometry.")
+        return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
+
+    def _free(self) -> int | None:
+        """Bytes that a pass may take; None where that is not known, as for a GPU."""
+        free = free_memory() if self.info.device == "cpu" else None
+        return None if free is None else int(MEMORY_SHARE * free)
 
     def warm_up(self) -> None:
         """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
@@ -147,7 +185,7 @@ class NetworkSession:
         ramp = np.linspace(0, 255, side, dtype=np.uint8)
         image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
         images = np.stack([np.roll(image, 3 * i, axis=1) for i in range(self.info.min_views)])[None]
-        references = choose_references(self.info.min_views, 0, self._paths)
+        references = choose_references(self.info.min_views, 0, self._description.paths)
         outputs = self._forward(_normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
         if not all(np.isfinite(output).all() for output in outputs):
             raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
@@ -176,6 +214,29 @@ class NetworkSession:
         self._seconds[images.shape[:2]] = time.monotonic() - started
         progress("forward", 1.0)
         return outputs
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process could still take: of the system, or of its control group where that has less.
+
+    None where the system, whose files lie below `root`, tells neither.
+    """
+    free = []
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        pass
+    try:
+        # In a container its own group is the root of what it sees. Cached files are given back on demand.
+        group = root / "sys/fs/cgroup"
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        if limit != "max":
+            free.append(max(0, int(limit) - int(used) + int(counts["inactive_file"])))
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(free, default=None)
 
 
 def _info(description: Description, size: int, device: str = "cpu") -> ModelInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 PATCH = 16
 """Side of a patch in pixels: every network here cuts its images into 16 x 16 patches."""
@@ -36,42 +37,30 @@ class ModelConfig(BackboneConfig):
 
 @dataclass(frozen=True, slots=True)
 class DUSt3RConfig(BackboneConfig):
+    network: ClassVar[str] = "dust3r"
     dense: bool = True
     """A DPT head, which reads four layers; else a linear one, which reads the last."""
-
-    @property
-    def network(self) -> str:
-        return "dust3r"
 
 
 @dataclass(frozen=True, slots=True)
 class MASt3RConfig(BackboneConfig):
+    network: ClassVar[str] = "mast3r"
     descriptor: int = 24
     """Channels of a pixel's descriptor."""
-
-    @property
-    def network(self) -> str:
-        return "mast3r"
 
 
 @dataclass(frozen=True, slots=True)
 class NoPoSplatConfig(BackboneConfig):
+    network: ClassVar[str] = "noposplat"
     sh_degree: int = 4
     """Of the spherical harmonics that give a Gaussian's colour: (sh_degree + 1)^2 coefficients a channel."""
-
-    @property
-    def network(self) -> str:
-        return "noposplat"
 
 
 @dataclass(frozen=True, slots=True)
 class CroCoConfig(BackboneConfig):
+    network: ClassVar[str] = "croco"
     cosine_grid: int = 0
     """Rows, and columns, of patches that a fixed sine-cosine position table is for (CroCo v1); 0: RoPE, any size."""
-
-    @property
-    def network(self) -> str:
-        return "croco"
 
 
 MVDUST3R = ModelConfig()

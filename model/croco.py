@@ -116,7 +116,7 @@ class CroCo(nn.Module):
             first.gather(1, place.expand(-1, -1, first.shape[-1])), tuple(table[visible] for table in rope)
         )
         second = self.decoder.embed(self.encoder.encode(second, rope))
-        hidden = self.mask_token.expand_as(second)
+        hidden = self.mask_token.to(second.dtype).expand_as(second)
         first = hidden.scatter(1, place.expand(-1, -1, second.shape[-1]), self.decoder.embed(seen))
         if self.config.cosine_grid:
             first, second = first + self.decoder_positions, second + self.decoder_positions

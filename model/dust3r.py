@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.config import PATCH, BackboneConfig, DUSt3RConfig
+from model.config import PATCH, BackboneConfig, DUSt3RConfig, MASt3RConfig
 from model.decoder import LayeredDecoder
 from model.dpt import DenseHead
 from model.encoder import Encoder, token_grid
@@ -50,7 +50,7 @@ def points_and_confidence(raw: Tensor) -> Fields:
 class PairNetwork(nn.Module):
     """All but the heads, which are what differs between DUSt3R and MASt3R."""
 
-    def __init__(self, config: BackboneConfig, reference_head: nn.Module, head: nn.Module) -> None:
+    def __init__(self, config: DUSt3RConfig | MASt3RConfig, reference_head: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -71,7 +71,7 @@ class PairNetwork(nn.Module):
             raise ValueError(f"portrait is (B, 2), not {tuple(portrait.shape)}")
         turned = None if portrait is None else portrait.flatten()
         tokens = self.encode(images.flatten(0, 1), turned).unflatten(0, (-1, 2))
-        return self.decode(tokens, grid, portrait)
+        return NetworkOutput.of_views(self.decode(tokens.unbind(1), (grid, grid), portrait))
 
     def encode(self, images: Tensor, portrait: Tensor | None = None) -> Tensor:
         """Images (n, 3, H, W) to tokens (n, S, C), each alone: once a photo, however many pairs it is in."""
@@ -81,13 +81,18 @@ class PairNetwork(nn.Module):
         grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
         return self.encoder.encode(x, _rope(grid, self.encoder.head_width, portrait, x.device))
 
-    def decode(self, tokens: Tensor, grid: tuple[int, int], portrait: Tensor | None = None) -> NetworkOutput:
-        """Tokens (B, 2, S, C) of pairs, on a grid of rows x columns as the images are stored, to their answer."""
+    def decode(
+        self, views: Sequence[Tensor], grids: Sequence[tuple[int, int]], portrait: Tensor | None = None
+    ) -> list[Fields]:
+        """Tokens of the two views of B pairs, (B, S, C) each, to each view's fields, (B, H, W, ...).
+
+        grids: rows and columns of each view's tokens, as its images are stored: the views may differ in size.
+        """
         turned = (None, None) if portrait is None else portrait.unbind(1)
-        ropes = [_rope(grid, self.decoder.head_width, t, tokens.device) for t in turned]
-        layers = self.decoder(tokens.unbind(1), ropes)
+        ropes = [_rope(g, self.decoder.head_width, t, x.device) for x, g, t in zip(views, grids, turned, strict=True)]
+        layers = self.decoder(views, ropes)
         heads = (self.reference_head, self.head)
-        return NetworkOutput.of_views([_oriented(h, x, grid, t) for h, x, t in zip(heads, layers, turned, strict=True)])
+        return [_oriented(*view) for view in zip(heads, layers, grids, turned, strict=True)]
 
 
 def _rope(grid: tuple[int, int], head_width: int, portrait: Tensor | None, device: torch.device) -> Rope:

@@ -12,26 +12,38 @@ SKIP_GAIN = 1e-4
 SCALE_GAIN = 0.1
 CONFIDENCE_LIMIT = 1e9
 """Upper bound of a confidence: the exponential of a wild logit must not become infinite."""
+VIEWS_AT_ONCE = 2
+"""Views in the skip CNN at a time: one view fills any device, and one layer of it holds 51 MB at the released size."""
+
+
+def _as_a_whole(module: nn.Module) -> bool:
+    """Whether a module must show its plain layers and take all views at once: batch statistics are learned from all of
+    them, and an exported graph has no loop over a number of views it does not know; its runtime folds layers itself."""
+    return module.training or torch.compiler.is_exporting()
 
 
 def to_pixels(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (n, S, k * 256), channels ordered (k, row, column), to an image (n, k, H, W)."""
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), PATCH)
+    """Tokens (n, S, k * 256), channels ordered (k, row, column), to an image (n, k, H, W).
+
+    In float32, whatever the tokens are: what follows are exponentials, which would magnify a coarser rounding.
+    """
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), PATCH).float()
 
 
 def to_points(xyz: Tensor) -> Tensor:
     """Raw (n, 3, H, W) to points (n, H, W, 3): the length r of a raw vector becomes exp(r) - 1 (DUSt3R)."""
+    xyz = xyz.float()  # an exponential would magnify a coarser rounding
     norm = torch.linalg.vector_norm(xyz, dim=1, keepdim=True)
     return (xyz / norm.clamp_min(1e-8) * torch.expm1(norm)).permute(0, 2, 3, 1)
 
 
 def to_confidence(logit: Tensor, least: float = 1.0) -> Tensor:
     """Logits to confidences in [least, CONFIDENCE_LIMIT]."""
-    return least + logit.exp().clamp_max(CONFIDENCE_LIMIT - least)
+    return least + logit.float().exp().clamp_max(CONFIDENCE_LIMIT - least)
 
 
 class ConvNorm(nn.Module):
-    """Convolution of equal size, then batch normalisation."""
+    """Convolution of equal size, then batch normalisation; in eval mode one convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__()
@@ -39,7 +51,11 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        if _as_a_whole(self):
+            return self.norm(self.conv(x))
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        bias = (self.conv.bias - self.norm.running_mean) * scale + self.norm.bias
+        return F.conv2d(x, self.conv.weight * scale[:, None, None, None], bias, padding=self.conv.padding)
 
 
 class PointHead(nn.Module):
@@ -62,10 +78,14 @@ class PointHead(nn.Module):
         """Tokens (n, S, C) and images (n, 3, H, W) to points (n, H, W, 3) and confidence (n, H, W) in [1, 1e9]."""
         xyz, logit = to_pixels(self.proj(tokens), grid).split([3, 1], dim=1)
         x = torch.cat([images, xyz], dim=1)
-        for layer in self.skip_proj[:-1]:
-            x = F.selu(layer(x))
-        xyz = xyz + SKIP_GAIN * self.skip_proj[-1](x)
+        parts = (x,) if _as_a_whole(self) else x.split(VIEWS_AT_ONCE)
+        xyz = xyz + SKIP_GAIN * torch.cat([self._skip(part) for part in parts])
         return to_points(xyz), to_confidence(logit.squeeze(1))
+
+    def _skip(self, x: Tensor) -> Tensor:
+        for layer in self.skip_proj[:-1]:
+            x = F.selu(layer(x), inplace=True)
+        return self.skip_proj[-1](x)
 
 
 class GaussianHead(nn.Module):

@@ -114,7 +114,9 @@ def reconstruct(
         str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: up to preview.")
     ] = "",
     max_points: Annotated[int, typer.Option(help="Points to keep, at most.")] = 1_500_000,
-    reference: Annotated[int, typer.Option(help="Number of the photo whose camera is the origin, from 0.")] = 0,
+    reference: Annotated[
+        str, typer.Option(help="Number, from 0, of the photo whose camera is the origin; `auto`: a central one.")
+    ] = "0",
     focal: Annotated[str, typer.Option(help="`shared` by the photos of one camera, or `per-view`.")] = "shared",
 ) -> None:
     """Reconstruct without a server: photos in, files out."""

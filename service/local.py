@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.types import Progress, ReconstructionError, Views
+from model.types import Progress, ReconstructionError
 from service import images, pipeline
 from service.errors import Problem
 from service.models import Registry
@@ -33,7 +33,7 @@ def reconstruct(
             "photo-count",
             f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
         )
-    if checked.reference >= len(photos):
+    if checked.reference != "auto" and checked.reference >= len(photos):
         raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")
     views = []
     for index, path in enumerate(photos):
@@ -44,8 +44,8 @@ def reconstruct(
             raise Problem(422, "unreadable", f"{path} cannot be read: {error.strerror}.") from error
         images.inspect(path.name, data, max_pixels=settings.max_pixels)
         views.append(images.load_view(path.name, data, info.square))
-    job = Views(tuple(views), checked.reference, checked.focal == "shared")
     try:
+        job = pipeline.gather(views, checked, lambda done: progress("choosing", 0.1 * done))
         (answer,) = registry.open(name).run([job], lambda stage, done: progress(stage, 0.1 + 0.7 * done))
         if isinstance(answer, ReconstructionError):
             raise answer
@@ -62,5 +62,4 @@ def _options(options: dict[str, Any]) -> Options:
         return Options.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Problem(422, "invalid-field", f"{place}: {first['msg']}.") from error
+        raise Problem(422, "invalid-field", f"{first['loc'][0]}: {first['msg']}.") from error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from model.classical.overlap import choose_reference
+from model.classical.parallel import Tick
 from model.fusion import fuse
 from model.geometry.poses import solve_cameras
-from model.types import Camera, Prediction, Progress, ReconstructionError, Views
+from model.types import Camera, Prediction, Progress, ReconstructionError, View, Views
 from service import formats
 from service.schemas import DEFAULT_OUTPUTS, Options
 
@@ -26,11 +28,22 @@ class Outcome:
     files: dict[str, formats.Buffer]
     """Contents by file name; every name is one of `schemas.OUTPUTS`."""
     views: tuple[dict[str, Any], ...]
-    """Per photo, JSON-able: whether it was placed, its focal length in pixels of the original, its inlier share."""
+    """Per photo, JSON-able: whether it was placed, its focal length in pixels of the original, its inlier share,
+    and whether its camera is the origin."""
     warnings: tuple[str, ...]
     low_confidence: bool
     metrics: dict[str, float]
     """Seconds a stage."""
+
+
+def gather(photos: Sequence[View], options: Options, tick: Tick) -> Views:
+    """A job's photos as every model takes them, the reference chosen here where that is left to us.
+
+    `tick` is told the share that is done, and may raise to cancel.
+    """
+    views = Views(tuple(photos), shared_focal=options.focal == "shared")
+    reference = choose_reference(views, tick) if options.reference == "auto" else options.reference
+    return replace(views, reference=reference)
 
 
 def finish(prediction: Prediction, views: Views, options: Options, progress: Progress) -> Outcome:
@@ -64,7 +77,9 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
     progress("formats", 1.0)
     return Outcome(
         files=files,
-        views=tuple(_describe(camera) for camera in cameras),
+        views=tuple(
+            _describe(camera) | {"reference": index == views.reference} for index, camera in enumerate(cameras)
+        ),
         warnings=tuple(warnings),
         low_confidence=low_confidence,
         metrics={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,8 +40,8 @@ class Options(BaseModel):
     outputs: tuple[str, ...] = ()
     """Names of the result files wanted; empty: DEFAULT_OUTPUTS."""
     max_points: int = Field(1_500_000, ge=1_000, le=10_000_000)
-    reference: int = Field(0, ge=0)
-    """Index of the photo whose camera is the origin."""
+    reference: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Index of the photo whose camera is the origin; `auto`: of the one that sees most of the others."""
     focal: Literal["shared", "per-view"] = "shared"
 
 

@@ -115,7 +115,7 @@ def read_fields(form: FormData, settings: Settings) -> tuple[str | None, Options
         options = Options.model_validate(values | {"outputs": tuple(dict.fromkeys(outputs))})
     except ValidationError as error:
         first = error.errors()[0]
-        raise Problem(422, "invalid-field", f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise Problem(422, "invalid-field", f"{first['loc'][0]}: {first['msg']}.") from error
     if len(photos) < 2:
         raise Problem(
             422,
@@ -130,7 +130,7 @@ def read_fields(form: FormData, settings: Settings) -> tuple[str | None, Options
             f"{len(photos)} photos are too many: at most {settings.max_photos} are taken.",
             "Choose photos that overlap and together show the whole place.",
         )
-    if options.reference >= len(photos):
+    if options.reference != "auto" and options.reference >= len(photos):
         raise Problem(
             422,
             "invalid-field",

@@ -291,7 +291,9 @@ class Worker:
                 f"The model {job.model} is not served any more.", "Choose one that GET /models lists."
             )
         info = self._infos[job.model]
-        key = (job.model, len(job.photos), job.options.reference, job.options.focal)
+        # Jobs of one pass have one reference: which it is, `auto` leaves open until the photos are loaded.
+        reference = job.id if job.options.reference == "auto" else job.options.reference
+        key = (job.model, len(job.photos), reference, job.options.focal)
         (prediction, views), shared = await self._batcher.submit(key, self._load(flight, info.square), info.max_batch)
         flight.computed = True
         self._landed.set()
@@ -318,15 +320,18 @@ class Worker:
     async def _load(self, flight: Flight, square: int | None) -> Item:
         """The job's photos, decoded one after the other: other jobs' share the threads."""
         job = flight.job
-        views = []
+        photos = []
         with _clock(flight, "load"):
             for index, photo in enumerate(job.photos):
                 flight.report("loading", LOADED * index / len(job.photos))
                 data = await self._storage.get(upload_path(job.id, index))
-                views.append(await self._on(self._decoders, images.load_view, photo["name"], data, square))
+                photos.append(await self._on(self._decoders, images.load_view, photo["name"], data, square))
+            views = await self._on(
+                self._decoders, pipeline.gather, photos, job.options, lambda _: flight.report("choosing", LOADED)
+            )
         flight.report("waiting", LOADED)
         flight.loaded = time.monotonic()
-        return flight, Views(tuple(views), job.options.reference, job.options.focal == "shared")
+        return flight, views
 
     def _forward(self, batch: Sequence[Item]) -> list[Answer | Exception]:
         """One pass, on the thread that computes."""

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from export import sessions
 from export.contract import DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
+from export.onnx_graph import export_onnx
 from export.sessions import NetworkSession, choose_references, linear_scale, list_models, open_model, unit_rotation
 from model.types import Model, Prediction, ReconstructionError, View, Views
-from tests.tiny import TINY_SQUARE, make_tiny_artifact, tiny_network
+from tests.tiny import TINY_CONFIG, TINY_SQUARE, make_tiny_artifact, tiny_network
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -114,6 +115,93 @@ def test_progress_rises_to_one(session: NetworkSession, monkeypatch: pytest.Monk
     assert seen[0] == 0
     assert seen[-1] == 1
     assert any(0 < fraction < 1 for fraction in seen)
+
+
+def room_for(session: NetworkSession, batch: int, views: int) -> int:
+    """Free memory in which just so many jobs of so many views fit."""
+    return int(session._description.pass_bytes(batch, views) / sessions.MEMORY_SHARE) + 1
+
+
+def test_a_pass_too_large_is_refused_before_it_runs(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the refusal is right: so many views as it says do fit."""
+    free = room_for(session, 1, 12)
+    monkeypatch.setattr(sessions, "free_memory", lambda: free)
+    refusals = session.run([job(20), job(20, seed=1)], silent)
+    for refusal in refusals:
+        assert isinstance(refusal, ReconstructionError)
+        assert "20 photos" in refusal.detail
+        assert "12 fit" in refusal.detail
+        assert "at most 12 photos" in refusal.suggestion
+    assert isinstance(session.run([job(12)], silent)[0], Prediction)
+    assert isinstance(session.run([job(13)], silent)[0], ReconstructionError)
+    monkeypatch.setattr(sessions, "free_memory", lambda: 0)
+    (refusal,) = session.run([job(2)], silent)
+    assert "not even 2 fit" in refusal.detail
+
+
+def test_jobs_that_do_not_fit_together_run_in_turn(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [job(3, seed=seed) for seed in range(5)]
+    together = session.run(jobs, silent)
+    free = room_for(session, 2, 3)
+    monkeypatch.setattr(sessions, "free_memory", lambda: free)
+    sizes: list[int] = []
+    forward = session._forward
+    monkeypatch.setattr(session, "_forward", lambda images, *rest: sizes.append(len(images)) or forward(images, *rest))
+    told: list[float] = []
+    apart = session.run(jobs, lambda stage, done: told.append(done))
+    assert sizes == [2, 2, 1]
+    assert told == sorted(told)
+    assert told[-1] == 1
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_allclose(one.points, other.points, rtol=1e-3, atol=1e-4)
+
+
+def test_where_memory_is_not_known_nothing_is_refused(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "free_memory", lambda: None)
+    assert isinstance(session.run([job(24)], silent)[0], Prediction)
+    monkeypatch.setattr(sessions, "free_memory", lambda: 0)
+    older = dataclasses.replace(session._description, view_bytes=0, pair_bytes=0)
+    monkeypatch.setattr(session, "_description", older)
+    assert isinstance(session.run([job(24)], silent)[0], Prediction)
+
+
+def test_free_memory_is_the_systems_or_the_containers(tmp_path: Path) -> None:
+    assert sessions.free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  5000 kB\n")
+    assert sessions.free_memory(tmp_path) == 5000 << 10
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.stat").write_text("anon 1000\ninactive_file 500\n")
+    (group / "memory.current").write_text("4000\n")
+    for limit, free in (("max", 5000 << 10), ("7000", 3500), ("3000", 0)):
+        (group / "memory.max").write_text(limit + "\n")
+        assert sessions.free_memory(tmp_path) == free
+    (group / "memory.stat").write_text("nonsense")
+    assert sessions.free_memory(tmp_path) == 5000 << 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak from /proc")
+@pytest.mark.parametrize("config", [{"skip_channels": 64}, {"decoder_heads": 4, "decoder_width": 64}])
+def test_the_memory_of_a_pass_is_foreseen(tmp_path: Path, config: dict[str, int]) -> None:
+    """At 224 pixels, where it counts: the peak of a process beyond an idle session lies below, and not far."""
+    description = export_onnx(
+        tiny_network(dataclasses.replace(TINY_CONFIG, **config)), tmp_path / "m", "m", "none", square=224
+    )
+    code = (
+        "import sys, numpy as np, onnxruntime as ort\n"
+        "options = ort.SessionOptions(); options.intra_op_num_threads = 1\n"
+        "session = ort.InferenceSession(sys.argv[1], options, providers=['CPUExecutionProvider'])\n"
+        "status = lambda name: int(next(l for l in open('/proc/self/status') if l.startswith(name)).split()[1])\n"
+        "before = status('VmRSS')\n"
+        "images = np.zeros((1, 12, 3, 224, 224), np.float32)\n"
+        "session.run(None, {'images': images, 'references': np.arange(4)})\n"
+        "print((status('VmHWM') - before) << 10)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m" / GRAPH_FILE)]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 0.4 * description.pass_bytes(1, 12) < peak < 1.1 * description.pass_bytes(1, 12)
 
 
 def test_wrong_jobs_are_a_callers_bug(session: NetworkSession) -> None:
@@ -239,6 +327,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
         {"max_views": 1},
         {"mean": 0.4},
         {"paths": None},
+        {"pair_bytes": -1},
     ],
 )
 def test_a_wrong_description_is_refused(tmp_path: Path, artifact: Path, change: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
 
@@ -22,6 +23,15 @@ from tests.golden.rule import golden_network
 FAMILY = [folder for folder in CONFIGS if not folder.startswith("mvdust3r")]
 PAIRS = ["dust3r_linear", "dust3r_dpt", "mast3r"]
 CASES = [case for folder in FAMILY for case in cases(folder)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by sharing their work out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @cache
@@ -230,9 +240,22 @@ def test_encoding_once_serves_every_pair() -> None:
     network, images = network_of("mast3r"), noise(1, 3, 3, 16, 32)
     pairs = torch.tensor([(a, b) for a in range(3) for b in range(3) if a != b])
     with torch.inference_mode():
-        answer = network.decode(network.encode(images)[pairs], (1, 2))
+        tokens = network.encode(images)
+        answer = NetworkOutput.of_views(network.decode(tokens[pairs].unbind(1), ((1, 2), (1, 2))))
         expected = network(images[pairs])
     assert_same(answer, expected)
+
+
+def test_views_of_different_sizes() -> None:
+    """A landscape and a portrait view, each as it is, are what they are with the second one turned."""
+    network, images = network_of("dust3r_linear"), noise(2, 1, 2, 3, 32, 48)
+    first, second = images[:, 0], images[:, 1].mT.contiguous()
+    with torch.inference_mode():
+        tokens = [network.encode(first), network.encode(second)]
+        apart = network.decode(tokens, ((2, 3), (3, 2)))
+        together = network(images, portrait=torch.tensor([[False, True]]))
+    torch.testing.assert_close(apart[0]["points"], together.points[:, 0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(apart[1]["points"].transpose(1, 2), together.points[:, 1], rtol=1e-3, atol=1e-5)
 
 
 def test_order_of_the_later_views_does_not_matter() -> None:
@@ -298,6 +321,21 @@ def test_masks_of_different_counts_are_refused() -> None:
     called["mask"] = torch.tensor([[True, False, False, False], [True, True, False, False]])
     with pytest.raises(ValueError, match="as many patches"):
         network_of("croco")(**called)
+
+
+@pytest.mark.parametrize("folder", ["dust3r_linear", "dust3r_dpt", "mast3r", "noposplat", "croco", "croco_cosine"])
+def test_half_precision_comes_near(folder: str) -> None:
+    """bfloat16 where autocast puts it, with the mask, the camera's token and views of either orientation."""
+    network, called = network_of(folder), cases(folder)[0].inputs
+    if folder in PAIRS:
+        called = called | {"portrait": torch.tensor([[True, False]])}
+    with torch.inference_mode():
+        expected = network(**called)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = network(**called)
+    got, expected = (x if folder.startswith("croco") else x.points for x in (got, expected))
+    error = (got.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.median() < 0.1
 
 
 @pytest.mark.parametrize("degree", [0, 2])

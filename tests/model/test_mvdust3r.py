@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.config import MVDUST3R, MVDUST3R_PLUS, ModelConfig
 from model.decoder import slot_order
-from model.layers import rope_table
 from model.mvdust3r import MVDUSt3R, NetworkOutput
 from tests.golden.rule import golden_network, golden_tensor
+from tests.model.naive_mvdust3r import NaiveMVDUSt3R
 from tests.tiny import TINY_CONFIG, tiny_network
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -114,7 +114,7 @@ def test_outputs_equal_the_golden_ones(networks: dict[str, MVDUSt3R], folder: st
 
 
 class Recorder:
-    """What modules answer, by their names in the network."""
+    """What modules answer, by their names in the network; answers to several calls in a row."""
 
     def __init__(self, network: MVDUSt3R) -> None:
         self.outputs: dict[str, Tensor] = {}
@@ -123,7 +123,8 @@ class Recorder:
 
     def _hook(self, name: str):
         def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name] = output
+            before = [self.outputs[name]] if name in self.outputs else []
+            self.outputs[name] = torch.cat([*before, output]) if isinstance(output, Tensor) else output
 
         return keep
 
@@ -166,71 +167,33 @@ def test_tokens_and_heads_equal_the_golden_ones(folder: str, case: str) -> None:
         np.testing.assert_allclose(ours[name].numpy(), golden[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-# A second version with a loop for everything, written from the paper's description: no batching, no masks, no gathers.
+@pytest.fixture(scope="module")
+def tiny() -> dict[ModelConfig, tuple[MVDUSt3R, NaiveMVDUSt3R]]:
+    """Each network in both ways."""
+    networks = {config: tiny_network(config) for config in (ALONE, PLUS)}
+    return {config: (network, NaiveMVDUSt3R(config, network.state_dict())) for config, network in networks.items()}
 
 
-def loops(network: MVDUSt3R, images: Tensor, references: tuple[int, ...]) -> NetworkOutput:
-    """The network's answer for images (N, 3, H, W) without a batch axis, view by view and path by path."""
-    config, decoder = network.config, network.decoder
-    views, grid = len(images), (images.shape[-2] // 16, images.shape[-1] // 16)
-    rope = rope_table(*grid, config.decoder_width // config.decoder_heads, images.device)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_equal_to_plain_loops(tiny: dict[ModelConfig, tuple[MVDUSt3R, NaiveMVDUSt3R]], data: st.DataObject) -> None:
+    """Any views, references and batch: each scene alone, view by view and path by path, gives the same.
 
-    def block(module: torch.nn.Module, x: Tensor, memory: list[Tensor]) -> Tensor:
-        return module(x[None, None], torch.stack(memory)[None], rope)[0, 0]
-
-    start = [decoder.embed(network.encoder(image[None])[0]) for image in images]
-    state = {r: list(start) for r in references}
-    for depth in range(config.decoder_depth):
-        crossed = {
-            r: [
-                block(
-                    (decoder.reference_blocks if view == r else decoder.blocks)[depth],
-                    state[r][view],
-                    [state[r][v] for v in range(views) if v != view],
-                )
-                for view in range(views)
-            ]
-            for r in references
-        }
-        state = crossed
-        if config.paths > 1:
-            state = {
-                r: [
-                    block(
-                        decoder.cross_reference_blocks[depth],
-                        crossed[r][view],
-                        [crossed[other][view] for other in references if other != r],
-                    )
-                    for view in range(views)
-                ]
-                for r in references
-            }
-    answers = []
-    for view in range(views):
-        tokens = decoder.norm(state[references[0]][view])[None]
-        head = network.reference_head if view == references[0] else network.head
-        answers.append(head(tokens, images[view][None], grid))
-    return NetworkOutput(*(torch.stack([answer[k][0] for answer in answers])[None] for k in range(6)))
-
-
-@pytest.mark.parametrize(
-    ("config", "views", "references"),
-    [
-        (ALONE, 2, (0,)),
-        (ALONE, 4, (2,)),
-        (PLUS, 2, (0, 1)),
-        (PLUS, 3, (2, 0, 1)),
-        (PLUS, 5, (3, 1)),
-        (PLUS, 6, (1, 5, 0, 3)),
-        (PLUS, 5, (4, 3, 2, 1, 0)),
-    ],
-)
-def test_equal_to_plain_loops(config: ModelConfig, views: int, references: tuple[int, ...]) -> None:
-    network = tiny_network(config)
-    images = torch.rand(1, views, 3, 32, 48, generator=torch.Generator().manual_seed(views)) * 2 - 1
+    Every path's answer is ours with its reference put first.
+    """
+    config = data.draw(st.sampled_from([ALONE, PLUS]))
+    batch, views = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 7))
+    count = 1 if config.paths == 1 else data.draw(st.integers(2, min(views, 5)))
+    references = tuple(data.draw(st.permutations(range(views)))[:count])
+    path = data.draw(st.integers(0, count - 1))
+    height, width = data.draw(st.sampled_from([(32, 32), (32, 48), (48, 16)]))
+    network, naive = tiny[config]
+    images = torch.rand(batch, views, 3, height, width, generator=torch.Generator().manual_seed(views)) * 2 - 1
+    first = (references[path], *(r for r in references if r != references[path]))
     with torch.inference_mode():
-        expected = loops(network, images[0], references)
-    assert_same(run(network, images, references), expected)
+        scenes = [naive(scene, references)[path] for scene in images]
+    fields = {field: torch.cat([getattr(scene, field) for scene in scenes]) for field in FIELDS.values()}
+    assert_same(run(network, images, first), NetworkOutput(**fields))
 
 
 @settings(max_examples=15, deadline=None)
@@ -247,16 +210,6 @@ def test_views_beside_the_references_are_exchangeable(data: st.DataObject) -> No
     output = run(network, images, references)
     permuted = run(network, images[:, order], tuple(order.index(r) for r in references))
     assert_same(permuted, NetworkOutput(**{field: getattr(output, field)[:, order] for field in FIELDS.values()}))
-
-
-@pytest.mark.parametrize("config", [ALONE, PLUS])
-def test_a_batch_is_its_scenes(config: ModelConfig) -> None:
-    network = tiny_network(config)
-    images = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    both = run(network, images)
-    for scene in range(2):
-        fields = {field: getattr(both, field)[scene : scene + 1] for field in FIELDS.values()}
-        assert_same(run(network, images[scene : scene + 1]), NetworkOutput(**fields))
 
 
 @given(views=st.integers(2, 30), data=st.data())
@@ -290,6 +243,12 @@ def test_every_parameter_takes_part() -> None:
     sum(getattr(output, field).square().mean() for field in FIELDS.values()).backward()
     without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+def test_training_takes_the_statistics_of_all_views_at_once() -> None:
+    network = tiny_network().train()
+    network(torch.rand(2, 6, 3, 32, 32) * 2 - 1)
+    assert [layer.norm.num_batches_tracked.item() for layer in network.head.points.skip_proj] == [1, 1, 1, 1]
 
 
 def test_a_fresh_network_has_idle_fusion_and_skip() -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -165,6 +166,24 @@ async def test_waiting_for_the_end(api):
     assert (slow.status_code, slow.json()["status"]) == (202, "running")
 
 
+async def test_the_reference_is_chosen_on_request(api):
+    """The photo that overlaps with both others becomes the origin; the record and the file say which it is."""
+    wall = np.asarray(Image.open(io.BytesIO(jpeg(size=(900, 240)))))
+    photos = []
+    for left in (0, 500, 250):
+        buffer = io.BytesIO()
+        Image.fromarray(wall[:, left : left + 400]).save(buffer, "JPEG", quality=95)
+        photos.append(buffer.getvalue())
+    answer = await api.post(
+        "/reconstruct", files=files(*photos), data=SMALL | {"reference": "auto"}, headers={"Prefer": "wait=20"}
+    )
+    document = answer.json()
+    assert (document["status"], document["options"]["reference"]) == ("succeeded", "auto")
+    assert [view["reference"] for view in document["views"]] == [False, False, True]
+    cameras = await api.get(f"/jobs/{document['id']}/files/cameras.json")
+    assert cameras.json()["reference"] == 2
+
+
 async def test_cancelling_jobs(api, settings):
     running = await post(api, "slow.jpg", "b.jpg")
     async for document in stream(api, running):
@@ -238,6 +257,8 @@ async def test_a_failed_job_says_why_and_the_worker_goes_on(api, settings):
         (form(), {"max_points": "1"}, 422, "invalid-field", "max_points"),
         (form(), {"confidence_percentile": "nan"}, 422, "invalid-field", "confidence_percentile"),
         (form(), {"reference": "2"}, 422, "invalid-field", "reference"),
+        (form(), {"reference": "-1"}, 422, "invalid-field", "reference: Input should be"),
+        (form(), {"reference": "first"}, 422, "invalid-field", "reference: Input should be"),
         (form(), {"reference": ["0", "1"]}, 422, "invalid-field", "more than once"),
         (form(), {"focal": "both"}, 422, "invalid-field", "focal"),
         (form(), {"images": "none"}, 422, "invalid-field", "images"),

@@ -59,6 +59,12 @@ def test_photos_in_files_out(photos, fake, tmp_path):
     assert json.loads((tmp_path / "out" / "cameras.json").read_text())
 
 
+def test_the_reference_is_chosen_on_request(photos, fake, tmp_path):
+    result = run("reconstruct", *photos, "-o", "out", "--outputs", "cameras.json", "--reference", "auto")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "cameras.json").read_text())["reference"] in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -68,7 +74,8 @@ def test_photos_in_files_out(photos, fake, tmp_path):
         (["a.jpg", "text.jpg"], "text.jpg is not an image"),
         (["a.jpg", "b.jpg", "--model", "gpt"], "There is no model 'gpt'. The models are fake."),
         (["a.jpg", "b.jpg", "--outputs", "scene.obj"], "There is no output 'scene.obj'."),
-        (["a.jpg", "b.jpg", "--reference", "5"], "reference"),
+        (["a.jpg", "b.jpg", "--reference", "5"], "reference: the 2 photos are numbered from 0"),
+        (["a.jpg", "b.jpg", "--reference", "middle"], "reference: Input should be"),
         (["a.jpg", "b.jpg", "--focal", "both"], "focal"),
         (["a.jpg", "b.jpg", "--max-points", "3"], "max_points"),
         (["a.jpg", "nan.jpg"], "not numbers"),

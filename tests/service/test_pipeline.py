@@ -31,6 +31,7 @@ def test_a_network_s_prediction_gets_the_true_cameras_and_every_file() -> None:
     document = json.loads(bytes(outcome.files["cameras.json"]))
     for found, true, view in zip(document["views"], scene.cameras, outcome.views):
         assert view["placed"]
+        assert view["reference"] == (view is outcome.views[0])
         assert view["focal"] == pytest.approx(true.focal, rel=0.01)
         np.testing.assert_allclose(found["camera_to_world"], true.camera_to_world, atol=0.02)
 
