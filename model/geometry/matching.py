@@ -22,7 +22,7 @@ from model.types import Float32, Float64, ReconstructionError
 Indices = NDArray[np.int64]
 Metric = Literal["dot", "l2"]
 
-BLOCK = (256, 4096)
+BLOCK = (256, 1024)
 """Queries x candidates compared at once: their products stay in a core's cache."""
 EPIPOLAR = 0.004
 """A match agrees with a relative pose when its Sampson error is below this share of the focal length (2 px at 500)."""

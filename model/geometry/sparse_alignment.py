@@ -119,8 +119,10 @@ CAUCHY = _Loss(np.log1p, lambda squared: 1 / (1 + squared))
 GEMAN_MCCLURE = _Loss(lambda squared: squared / (1 + squared), lambda squared: 1 / (1 + squared) ** 2)
 """Hardly hears what is far off: wrong matches do not bend what right ones agree on."""
 
-Residuals = Callable[[_Side, _Cameras], tuple[Float64, Float64, Float64, Float64]]
-"""(residuals (M, K), derivatives by the unknowns of i (M, K, 8), of j (M, K, 8), and by the strays of i (M, K))."""
+Derivatives = Callable[[], tuple[Float64, Float64, Float64]]
+"""Of residuals (M, K), when asked for: by the unknowns of i (M, K, 8), of j (M, K, 8), by the strays of i (M, K)."""
+Residuals = Callable[[_Side, _Cameras], tuple[Float64, Derivatives]]
+"""(residuals (M, K), their derivatives)."""
 
 
 def align_matches(
@@ -158,7 +160,7 @@ def align_matches(
     free[_best_linked(matches, len(pixels)), :7] = False
     cameras, costs = _least_squares(_gaps, CAUCHY, sides, cameras, free, STEPS[0], lambda done: tick(0.4 * done))
     cameras, more = _least_squares(
-        _misses, GEMAN_MCCLURE, sides, cameras, free, STEPS[1], lambda done: tick(0.4 + 0.6 * done)
+        _misses_and_gaps, GEMAN_MCCLURE, sides, cameras, free, STEPS[1], lambda done: tick(0.4 + 0.6 * done)
     )
     solved = replace(
         start,
@@ -230,61 +232,81 @@ def _best_linked(matches: Sequence[Matches], views: int) -> int:
     return int(count.argmax())
 
 
-def _placed(local: Float64, view: int, cameras: _Cameras) -> tuple[Float64, Float64]:
-    """Points (M, 3) of camera `view` in the world, and the derivatives (M, 3, 8) by its unknowns, but zoom."""
-    R, t = cameras.poses[view, :3, :3], cameras.poses[view, :3, 3]
-    derivatives = np.empty((len(local), 3, 8))
+def _placed(local: Float64, view: int, cameras: _Cameras) -> Float64:
+    """Points (M, 3) of camera `view` in the world."""
+    return local @ cameras.poses[view, :3, :3].T + cameras.poses[view, :3, 3]
+
+
+def _by_camera(local: Float64, view: int, cameras: _Cameras) -> Float64:
+    """Derivatives (M, 3, 8) of `_placed` by the camera's unknowns; by zoom 0."""
+    R = cameras.poses[view, :3, :3]
+    derivatives = np.zeros((len(local), 3, 8))
     derivatives[:, :, :3] = -R @ _cross(local)
     derivatives[:, :, 3:6] = np.eye(3)
     derivatives[:, :, 6] = local @ R.T
-    derivatives[:, :, 7] = 0
-    return local @ R.T + t, derivatives
+    return derivatives
 
 
-def _gaps(side: _Side, cameras: _Cameras) -> tuple[Float64, Float64, Float64, Float64]:
+def _gaps(side: _Side, cameras: _Cameras) -> tuple[Float64, Derivatives]:
     """Distances in 3D of the network's points, in units of GAP of their depth, so that shrinking gains nothing."""
     scale_i, scale_j = np.exp(cameras.log_scales[[side.i, side.j]])
-    here, by_i = _placed(side.said * scale_i, side.i, cameras)
-    there, by_j = _placed(side.goal_said * scale_j, side.j, cameras)
-    unit = (1 / (GAP * np.sqrt(scale_i * side.said[:, 2] * scale_j * side.goal_said[:, 2])))[:, None]
-    residual = (here - there) * unit
-    by_i, by_j = by_i * unit[..., None], -by_j * unit[..., None]
-    by_i[:, :, 6] -= residual / 2
-    by_j[:, :, 6] -= residual / 2
-    return residual, by_i, by_j, np.zeros_like(residual)
+    here, there = side.said * scale_i, side.goal_said * scale_j
+    unit = (1 / (GAP * np.sqrt(here[:, 2] * there[:, 2])))[:, None]
+    residual = (_placed(here, side.i, cameras) - _placed(there, side.j, cameras)) * unit
+
+    def derivatives() -> tuple[Float64, Float64, Float64]:
+        by_i = _by_camera(here, side.i, cameras) * unit[..., None]
+        by_j = _by_camera(there, side.j, cameras) * -unit[..., None]
+        by_i[:, :, 6] -= residual / 2
+        by_j[:, :, 6] -= residual / 2
+        return by_i, by_j, np.zeros_like(residual)
+
+    return residual, derivatives
 
 
-def _misses(side: _Side, cameras: _Cameras) -> tuple[Float64, Float64, Float64, Float64]:
-    """By how much view j misses the points of view i, in units of MISS pixels; and the gaps.
-
-    Without the gaps, a flat scene and a narrow field of view leave turning and moving a camera hard to tell apart.
-    """
+def _misses(side: _Side, cameras: _Cameras) -> tuple[Float64, Derivatives]:
+    """By how much view j misses the points of view i, in units of MISS pixels."""
     stray = cameras.strays[side.i] @ side.cells
     depth = side.said[:, 2:] * np.exp(cameras.log_scales[side.i] + stray)[:, None]
-    sideways = side.pixels * (depth / cameras.focals[side.i])
-    world, by_i = _placed(np.concatenate([sideways, depth], axis=1), side.i, cameras)
-    by_i[:, :, 7] = -sideways @ cameras.poses[side.i, :3, :2].T
+    here = np.concatenate([side.pixels * (depth / cameras.focals[side.i]), depth], axis=1)
     R, t, focal = cameras.poses[side.j, :3, :3], cameras.poses[side.j, :3, 3], cameras.focals[side.j]
-    local = (world - t) @ R
-    z = np.maximum(local[:, 2], 1e-6 * depth[:, 0])
-    seen = focal * local[:, :2] / z[:, None]
-    project = np.zeros((len(z), 2, 3))
-    project[:, 0, 0] = project[:, 1, 1] = focal / z
-    project[:, :, 2] = -seen / z[:, None]
-    by_world = project @ R.T
-    by_j = np.zeros((len(z), 2, 8))
-    by_j[:, :, :3] = project @ _cross(local)
-    by_j[:, :, 3:6] = -by_world
-    by_j[:, :, 7] = seen
-    by_i = by_world @ by_i
-    residual = (seen - side.goal) / side.miss
-    behind = local[:, 2] <= 0
-    residual[behind], by_i[behind], by_j[behind] = BEHIND, 0.0, 0.0
-    misses = residual, by_i / side.miss, by_j / side.miss, by_i[:, :, 6] / side.miss
-    # A stray changes the depth as the view's scale does; the gaps are between what the network says.
-    both = zip(misses, (part * HINT for part in _gaps(side, cameras)))
-    residual, by_i, by_j, by_stray = (np.concatenate(parts, axis=1) for parts in both)
-    return residual, by_i, by_j, by_stray
+    there = (_placed(here, side.i, cameras) - t) @ R
+    z = np.maximum(there[:, 2:], 1e-6 * depth)
+    seen = focal * there[:, :2] / z
+    behind = there[:, 2] <= 0
+    residual = np.where(behind[:, None], BEHIND, (seen - side.goal) / side.miss)
+
+    def derivatives() -> tuple[Float64, Float64, Float64]:
+        project = np.zeros((len(z), 2, 3))
+        project[:, 0, 0] = project[:, 1, 1] = focal / z[:, 0]
+        project[:, :, 2] = -seen / z
+        project[behind] = 0.0
+        project /= side.miss
+        by_world = project @ R.T
+        by_i = _by_camera(here, side.i, cameras)
+        by_i[:, :, 7] = -here[:, :2] @ cameras.poses[side.i, :3, :2].T
+        by_i = by_world @ by_i
+        by_j = np.zeros_like(by_i)
+        by_j[:, :, :3] = project @ _cross(there)
+        by_j[:, :, 3:6] = -by_world
+        by_j[:, :, 7] = np.where(behind[:, None], 0.0, seen / side.miss)
+        # A stray changes the depth as the view's scale does.
+        return by_i, by_j, by_i[:, :, 6]
+
+    return residual, derivatives
+
+
+def _misses_and_gaps(side: _Side, cameras: _Cameras) -> tuple[Float64, Derivatives]:
+    """Both. Before a flat scene, misses alone hardly tell turning a camera from moving it."""
+    parts = _misses(side, cameras), _gaps(side, cameras)
+
+    def derivatives() -> tuple[Float64, Float64, Float64]:
+        by_i, by_j, by_stray = (
+            np.concatenate([miss, HINT * gap], axis=1) for miss, gap in zip(*(part[1]() for part in parts))
+        )
+        return by_i, by_j, by_stray
+
+    return np.concatenate([parts[0][0], HINT * parts[1][0]], axis=1), derivatives
 
 
 def _cross(vectors: Float64) -> Float64:
@@ -353,7 +375,8 @@ def _linearised(
     curvatures = [np.full(len(stray), DEPTH_SPREAD**-2) for stray in cameras.strays]
     crosses = [np.zeros((len(stray), views, 8)) for stray in cameras.strays]
     for side in sides:
-        residual, by_i, by_j, by_stray = residuals(side, cameras)
+        residual, derivatives = residuals(side, cameras)
+        by_i, by_j, by_stray = derivatives()
         weight = np.sqrt(side.weight * loss.weight((residual**2).sum(axis=1)))[:, None]
         residual, by_stray = residual * weight, by_stray * weight
         J = np.concatenate([by_i, by_j], axis=2) * weight[..., None]
