@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 
-from model.geometry.alignment import Alignment, Pair, Tick, align, fit_similarity
+from model.classical.parallel import Tick
+from model.geometry.alignment import Alignment, Pair, align, fit_similarity
 from model.geometry.matching import Indices
 from model.types import Float32, Float64, ReconstructionError
 

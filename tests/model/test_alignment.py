@@ -108,6 +108,17 @@ def test_the_scene_can_be_seen_from_any_camera(mixed: Scene) -> None:
     np.testing.assert_allclose(pair.points_i @ moved[:3, :3].T + moved[:3, 3], seen.points[pair.i], atol=1e-3)
 
 
+@settings(max_examples=20, deadline=None)
+@given(first=st.integers(0, 3), second=st.integers(0, 3))
+def test_changing_the_frame_obeys_the_laws_of_a_group(mixed: Scene, first: int, second: int) -> None:
+    aligned = align(mixed.pairs(), mixed.pixels, iterations=0)
+    twice, once = aligned.seen_from(first).seen_from(second), aligned.seen_from(second)
+    np.testing.assert_allclose(twice.camera_to_world, once.camera_to_world, atol=1e-12)
+    np.testing.assert_allclose(twice.pair_to_world, once.pair_to_world, atol=1e-12)
+    relative = [np.linalg.inv(a.camera_to_world[0]) @ a.camera_to_world for a in (aligned, once)]
+    np.testing.assert_allclose(*relative, atol=1e-12)
+
+
 def test_a_first_focal_stays_within_what_cameras_have(mixed: Scene) -> None:
     pair = mixed.pair(0, 1)
     flattened = replace(pair, points_i=pair.points_i * np.array([1, 1, 100], np.float32))
@@ -186,6 +197,15 @@ def test_what_cannot_be_aligned_is_refused_in_a_sentence(mixed: Scene) -> None:
         assert caught.value.suggestion
     with pytest.raises(ValueError, match="pointmap"):
         align(pairs, [pixels[0]] * 4)
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 1), (1, 1, 3)], ids=["noise", "one point"])
+def test_pointmaps_that_no_camera_sees_are_refused(shape: tuple[int, ...]) -> None:
+    scene = Scene([(24, 32)] * 2, [36.0] * 2)
+    pair = scene.pair(0, 1)
+    nonsense = np.random.default_rng(0).normal(size=shape).astype(np.float32) * np.ones((24, 32, 3), np.float32)
+    with pytest.raises(ReconstructionError, match="No camera explains what the network sees in photo 2"):
+        align([replace(pair, points_j=nonsense)], scene.pixels)
 
 
 def test_a_pair_without_confidence_has_no_say(mixed: Scene) -> None:
