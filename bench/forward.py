@@ -315,7 +315,8 @@ def table(document: dict[str, Any]) -> str:
     records = document["records"]
     if compared := [record for record in records if record["what"] == "compared"]:
         lines += [
-            "Against the naive version, in turn, each in a process of its own; the least of the rounds:",
+            "Against the naive version, in turn, each in a process of its own; the least of the rounds. Where the",
+            "machine did other work, seconds by the clock are upper bounds, and those of all threads say more:",
             "",
             "| views | ours s | naive s | times faster | ours CPU s | naive CPU s | times less | ours MB | naive MB "
             "| points differ by, median | at most |",
