@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check format bench parity openapi test-gpu export clean
+.PHONY: run torch test check format bench parity openapi test-gpu export clean
 .DEFAULT_GOAL := run
 
 # Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
@@ -16,9 +16,14 @@ $(VENV)/serve.stamp: pyproject.toml
 	@touch $@
 
 # torch comes alone and pinned, with pip: an open range may answer with several GB of CUDA packages.
-$(VENV)/develop.stamp: pyproject.toml $(VENV)/serve.stamp
-	@echo "Installing what development and the tests need ..."
+$(VENV)/torch.stamp: pyproject.toml $(VENV)/serve.stamp
+	@echo "Installing what checkpoints need ..."
 	@$(PIP) torch==2.13.0
+	@$(PIP) --editable ".[worker,torch]"
+	@touch $@
+
+$(VENV)/develop.stamp: pyproject.toml $(VENV)/torch.stamp
+	@echo "Installing what development and the tests need ..."
 	@$(PIP) --editable ".[worker,torch,dev]"
 	@touch $@
 
@@ -29,6 +34,8 @@ tests/readers/node_modules/.package-lock.json: tests/readers/package-lock.json
 
 run: $(VENV)/serve.stamp  ## start the whole service on http://127.0.0.1:8000
 	@$(BIN)/scenelift serve
+
+torch: $(VENV)/torch.stamp  ## install what `scenelift models download` and `add` need
 
 test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json  ## run every test
 	@$(BIN)/python -m pytest
@@ -52,7 +59,7 @@ bench: $(VENV)/develop.stamp  ## accuracy, latency, load and parity; figures in 
 test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
 	@$(BIN)/python -m pytest -m gpu
 
-export: $(VENV)/develop.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
+export: $(VENV)/torch.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
 	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" $(if $(LICENCE),--licence "$(LICENCE)")
 
 clean:

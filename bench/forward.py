@@ -6,9 +6,9 @@
 
 The network has 661 M parameters, which follow from their names (`tests/golden/rule.py`), 4 reference paths and photos
 of 224 x 224, float32 on the CPU. Naive is `tests/model/naive_mvdust3r.py`: view by view and path by path, as the
-released code works. Each has a process of its own and runs while the other waits, in turn. Seconds are the least of the
-rounds, by the clock, and of all threads, which a busy machine disturbs less. Peak memory is the process's own,
-weights included. The two answers are compared, too.
+released code works. Each has a process of its own and runs while the other waits, in turn. Seconds are the least of
+the rounds, by the clock, and of all threads, which other work on the machine disturbs less. Peak memory is the
+process's own, weights included. The two answers are compared, too.
 
 With a CUDA GPU: encoder and decoder in half precision, the rest in autocast, the whole pass one CUDA graph; the limit
 is that of a large matrix product on an H100.

@@ -29,7 +29,7 @@ import numpy as np
 from export import sessions
 from model.types import Prediction, ReconstructionError, Views
 from service import formats, images
-from service.schemas import Options
+from service.schemas import DEFAULT_OUTPUTS, Options
 from service.storage import Storage
 
 FOLDER = Path(__file__).parents[1] / "docs" / "bench"
@@ -146,7 +146,7 @@ def measure(photos: list[bytes], artifact: Path | None) -> tuple[list[Stage], di
     cameras, options = prediction.cameras, Options()
     scene = clock("fuse", lambda: fuse(prediction, views, cameras, options.confidence_percentile, options.max_points))
     files = {}
-    for name in formats.available():
+    for name in DEFAULT_OUTPUTS:
         files[name] = bytes(clock(name, lambda name=name: formats.encode(name, scene), lambda data: float(len(data))))
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(Path(folder))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from export.contract import MAX_VIEWS, ArtifactError
+from export.contract import MAX_VIEWS, ArtifactError, name_after
 
 
 def export(
@@ -28,7 +27,7 @@ def export(
         typer.echo(f"error: exporting needs PyTorch and the packages of the extra `torch`: {error}", err=True)
         raise typer.Exit(2) from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    name = name or re.sub(r"[^a-z0-9]+", "-", checkpoint.stem.lower()).strip("-")
+    name = name or name_after(checkpoint)
     try:
         network = load(checkpoint)
         size = sum(parameter.numel() for parameter in network.parameters())

@@ -24,6 +24,13 @@ OUTPUTS = ("points", "confidence", "scale", "rotation", "opacity")
 
 GRAPH_FILE = "model.onnx"
 DESCRIPTION_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+"""The checkpoint in our own form, kept by `export.weights` to make further engines of: serving does not read it."""
+DEFAULT_FILE = "default"
+"""In a folder of artifacts: the name of the one to use where none is named."""
+
+NETWORKS = ("mvdust3r-plus", "mvdust3r")
+"""The networks that have these inputs and outputs: only they are exported and served."""
 
 FORMAT = 1
 OPSET = 20
@@ -56,7 +63,7 @@ class Description:
     weights_sha256: str
     """Of the checkpoint's tensors, whatever graph they were put into."""
     files: dict[str, str]
-    """Name -> sha256 of every file of the artifact but this description."""
+    """Name -> sha256 of every file that serving reads, but this description."""
     min_views: int = MIN_VIEWS
     max_views: int = MAX_VIEWS
     max_batch: int = 1
@@ -125,6 +132,18 @@ def check_files(folder: Path, description: Description) -> int:
             raise ArtifactError(f"{description.name}: the file {name} has changed since its export")
         size += path.stat().st_size
     return size
+
+
+def name_after(file: Path) -> str:
+    """What the model of a checkpoint is called where nobody says."""
+    return re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")
+
+
+def write_default(models: Path, name: str) -> None:
+    """Make the artifact `name` the default one of the folder `models`, in one step."""
+    partial = models / f".{DEFAULT_FILE}.partial"
+    partial.write_text(name + "\n", encoding="utf-8")
+    partial.replace(models / DEFAULT_FILE)
 
 
 def sha256(path: Path) -> str:

@@ -28,6 +28,7 @@ from export.contract import (
 )
 from export.parity import check_parity
 from model.config import ModelConfig
+from model.families import Network
 from model.mvdust3r import MVDUSt3R
 
 EXTERNAL_BYTES = 512 * 2**20
@@ -54,13 +55,15 @@ class ServedGraph(nn.Module):
 
 
 def export_onnx(
-    network: MVDUSt3R, folder: Path, name: str, licence: str, *, square: int = 224, max_views: int = MAX_VIEWS
+    network: Network, folder: Path, name: str, licence: str, *, square: int = 224, max_views: int = MAX_VIEWS
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
     The graph is compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for a name, square, number of views or folder that cannot be.
+    for another network, and for a name, square, number of views or folder that cannot be.
     """
+    if not isinstance(network, MVDUSt3R):
+        raise ArtifactError(f"{network.config.network} cannot be exported: MV-DUSt3R and MV-DUSt3R+ can")
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
     if square <= 0 or square % DIVISOR:

@@ -55,10 +55,13 @@ HEARTBEAT = 0.25
 
 
 def list_models(folder: Path) -> list[ModelInfo]:
-    """The artifacts in the sub-folders of `folder`, by their descriptions alone; broken ones are logged, left out."""
+    """The artifacts in the sub-folders of `folder`, by their descriptions alone; broken ones are logged, left out.
+
+    Hidden folders are work that goes on.
+    """
     models = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir():
+        if path.is_dir() and not path.name.startswith("."):
             try:
                 description = read_description(path)
                 size = sum((path / name).stat().st_size for name in description.files)

@@ -9,8 +9,9 @@ import argparse
 import json
 import pathlib
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,38 +21,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.mvdust3r import MVDUSt3R
+from model.config import MVDUST3R, BackboneConfig
+from model.families import FAMILIES, Family, Network, Shapes, family_of
 
 METADATA_KEY = "scenelift"
 
-UPSTREAM_NAMES = {
-    "patch_embed.": "encoder.patch_embed.",
-    "enc_blocks.": "encoder.blocks.",
-    "enc_norm.": "encoder.norm.",
-    "decoder_embed.": "decoder.embed.",
-    "dec_blocks.": "decoder.reference_blocks.",
-    "dec_blocks2.": "decoder.blocks.",
-    "dec_same_view_blocks.": "decoder.cross_reference_blocks.",
-    "dec_norm.": "decoder.norm.",
-    "downstream_head1.": "reference_head.points.",
-    "downstream_head2.": "head.points.",
-    **{
-        f"downstream_GS_head.{index}.{theirs}.": f"{head}.gaussians.{ours}."
-        for index, head in enumerate(("reference_head", "head"))
-        for theirs, ours in {
-            "norm": "norm",
-            "mlp_rgb": "colour",
-            "mlp_opacity": "opacity",
-            "mlp_scale2": "scale",
-            "mlp_rotation": "rotation",
-        }.items()
-    },
-}
-"""Prefix of a tensor's name upstream -> here."""
+KNOWN = ", ".join(family.title for family in FAMILIES)
+MOST_FAULTS = 20
+"""Faults that a refusal names one by one."""
 
-UNUSED_UPSTREAM = {"mask_token"}
-"""Left over from pre-training: no network here reads it."""
+WRAPPERS = ("module.", "encoder.")
+"""What training code puts before every name: parallel training, NoPoSplat's Lightning module."""
+_TWIN = re.compile(r"\.layer([1-4])_rn\.")
+"""A DPT head's file has four tensors under two names each, or under one of them: this, or `.layer_rn.0.` to `.3.`."""
+_UNUSED = re.compile(r"(^|\.)mask_token$|\.refinenet4\.resConfUnit1\.")
+"""What nothing reads: left over from pre-training, and a unit that has no input."""
 
 # A path in the training arguments is made as a pure one: it names a place on a system that may not be this one.
 _SAFE_GLOBALS = [
@@ -75,7 +59,7 @@ class CheckpointError(Exception):
     """This file cannot become a network, for the reason given."""
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> MVDUSt3R:
+def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """A ready network: eval mode, float32, on `device`; from Scenelift's own form or a released checkpoint.
 
     Raises CheckpointError for a file that is no checkpoint, holds Python objects beyond tensors and plain settings, is
@@ -90,24 +74,25 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> MVDUSt3R:
     return network.to(device).eval()
 
 
-def save(network: MVDUSt3R, path: Path | str) -> None:
+def save(network: Network, path: Path | str) -> None:
     """Write Scenelift's own form: the tensors, and the configuration as JSON in the file's metadata."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, partial, metadata={METADATA_KEY: json.dumps(asdict(network.config))})
+    described = {"family": family_of(network.config).name, **asdict(network.config)}
+    save_file(state, partial, metadata={METADATA_KEY: json.dumps(described)})
     partial.replace(path)
 
 
-def build(state: Mapping[str, Tensor], stored: Mapping[str, Any] | None = None) -> MVDUSt3R:
+def build(state: Mapping[str, Tensor], stored: Mapping[str, Any] | None = None) -> Network:
     """A network from tensors under upstream's names, or, with the `stored` configuration, under our own.
 
     The configuration's sizes are never trusted: they follow from the tensors, only the head counts, which do not show
     in them, are taken from it. Raises CheckpointError.
     """
-    if stored is None:
-        state = _own_names(state)
-    config = _config(state)
+    family, state, called = _from_upstream(state) if stored is None else _from_own(state, stored)
+    shapes = Shapes(state)
+    config = family.config(**shapes.backbone(), **family.sizes(shapes))
     if stored is not None:
         try:
             config = replace(config, encoder_heads=stored["encoder_heads"], decoder_heads=stored["decoder_heads"])
@@ -120,8 +105,11 @@ def build(state: Mapping[str, Tensor], stored: Mapping[str, Any] | None = None) 
         if not isinstance(heads, int) or heads < 1 or width % (4 * heads):
             raise CheckpointError(f"a width of {width} cannot be cut into {heads} heads")
     with torch.device("meta"):
-        network = MVDUSt3R(config)
-    _compare(state, network.state_dict(), upstream=stored is None)
+        network = family.network(config)
+    expected = network.state_dict()
+    state = {name: tensor for name, tensor in state.items() if name in expected or not _UNUSED.search(called(name))}
+    if faults := _faults(state, expected, called):
+        raise CheckpointError(f"this is no whole {family.title}: {'; '.join(faults)}")
     # Cloned: a tensor may be a window into the file, which could change or go.
     converted = {
         name: tensor.clone() if tensor.dtype == torch.int64 else tensor.to(torch.float32, copy=True)
@@ -131,88 +119,65 @@ def build(state: Mapping[str, Tensor], stored: Mapping[str, Any] | None = None) 
     return network
 
 
-def upstream_name(name: str) -> str:
-    """What upstream calls our tensor `name`."""
-    theirs, ours = next((t, o) for t, o in UPSTREAM_NAMES.items() if name.startswith(o))
-    return theirs + name.removeprefix(ours)
+def upstream_name(name: str, config: BackboneConfig = MVDUST3R) -> str:
+    """What upstream calls the tensor `name` of our network of this configuration."""
+    return family_of(config).upstream_name(name)
 
 
-def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Upstream's tensors under our names; those of no known name keep theirs."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if not any(name.startswith("downstream_GS_head.") for name in state):
-        raise CheckpointError(_which(state))
-    if not any(name.startswith("dec_blocks2.") for name in state):
-        # Upstream's own rule: such a checkpoint was trained with one set of blocks.
-        shared = [name for name in state if name.startswith("dec_blocks.")]
-        state |= {name.replace("dec_blocks.", "dec_blocks2.", 1): state[name] for name in shared}
-    own = {}
+Called = Callable[[str], str]
+"""A tensor's name here -> what it is called, or would be, in the file."""
+
+
+def _from_own(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> tuple[Family, Mapping[str, Tensor], Called]:
+    name = stored.get("family", "mvdust3r")  # the first files did not say: there was one
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if family is None:
+        raise CheckpointError(f"its network {name!r} is not known here ({KNOWN} are)")
+    return family, state, str
+
+
+def _from_upstream(state: Mapping[str, Tensor]) -> tuple[Family, Mapping[str, Tensor], Called]:
+    """The family, and the tensors under our names; those of no known name keep theirs."""
+    prefix = ""
+    for wrapper in WRAPPERS:
+        if any(name.startswith(prefix + wrapper) for name in state):
+            prefix += wrapper
+    bare = [name.removeprefix(prefix) for name in state]
+    family = next((f for f in FAMILIES if any(name.startswith(f.signs) for name in bare)), None)
+    if family is None:
+        raise CheckpointError(f"its tensors are of no network known here ({KNOWN} are)")
+    own: dict[str, Tensor] = {}
+    called: dict[str, str] = {}
     for name, tensor in state.items():
-        if name not in UNUSED_UPSTREAM:
-            theirs = next((prefix for prefix in UPSTREAM_NAMES if name.startswith(prefix)), "")
-            own[UPSTREAM_NAMES.get(theirs, "") + name.removeprefix(theirs)] = tensor
-    return own
+        ours = family.own_name(_TWIN.sub(lambda m: f".layer_rn.{int(m[1]) - 1}.", name.removeprefix(prefix)))
+        if ours in own and not _same(own[ours], tensor):
+            raise CheckpointError(f"{called[ours]} and {name} are one tensor, but differ")
+        own[ours], called[ours] = tensor, name
+    if not any(name.startswith("decoder.blocks.") for name in own):
+        # Upstream's own rule: such a checkpoint was trained with one set of blocks.
+        reference = "decoder.reference_blocks."
+        own |= {n.replace(reference, "decoder.blocks.", 1): t for n, t in own.items() if n.startswith(reference)}
+    return family, own, lambda ours: called.get(ours) or prefix + family.upstream_name(ours)
 
 
-def _which(names: Mapping[str, Tensor]) -> str:
-    """Why a checkpoint without MV-DUSt3R's Gaussian head is refused."""
-    signs = {
-        "gaussian_param_head": "NoPoSplat",
-        "head_local_features": "MASt3R",
-        "downstream_head1.dpt.": "DUSt3R with a DPT head",
-        "downstream_head1.skip_proj.": "MV-DUSt3R without its Gaussian head",
-        "downstream_head1.proj.": "DUSt3R with a linear head",
-        "prediction_head.": "CroCo",
-    }
-    for sign, network in signs.items():
-        if any(sign in name for name in names):
-            return f"this looks like {network}, which is not supported yet: MV-DUSt3R and MV-DUSt3R+ are"
-    return "its tensors are of no network known here: MV-DUSt3R and MV-DUSt3R+ are supported"
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal; or not finite, which is a fault of its own."""
+    return a.shape == b.shape and (a.is_meta or torch.equal(a, b) or not torch.isfinite(a).all())
 
 
-def _config(state: Mapping[str, Tensor]) -> ModelConfig:
-    """Sizes, from names and shapes; where a tensor is missing, the released size (the comparison then names it)."""
-
-    def size(name: str, default: int) -> int:
-        return state[name].shape[0] if name in state and state[name].ndim else default
-
-    def depth(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-    def heads(width: int) -> int:
-        # Released networks have heads 64 wide. Shapes do not show it; small ones, made for tests, have 4 heads.
-        return width // 64 if width >= 256 and width % 64 == 0 else 4
-
-    released = ModelConfig()
-    encoder_width = size("encoder.patch_embed.proj.weight", released.encoder_width)
-    decoder_width = size("decoder.embed.weight", released.decoder_width)
-    return ModelConfig(
-        encoder_width=encoder_width,
-        encoder_depth=depth("encoder.blocks."),
-        encoder_heads=heads(encoder_width),
-        decoder_width=decoder_width,
-        decoder_depth=depth("decoder.reference_blocks."),
-        decoder_heads=heads(decoder_width),
-        paths=4 if depth("decoder.cross_reference_blocks.") else 1,
-        skip_channels=size("reference_head.points.skip_proj.0.conv.weight", released.skip_channels),
-        gaussian_width=size("reference_head.gaussians.colour.0.weight", released.gaussian_width),
-    )
-
-
-def _compare(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], upstream: bool) -> None:
-    """Raise CheckpointError naming every tensor that is missing, unknown or of another shape, as the file calls it."""
-
-    def called(name: str) -> str:
-        return upstream_name(name) if upstream and name in expected else name
-
+def _faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], called: Called) -> list[str]:
+    """What is missing, unknown, misshapen or not finite, each named as the file does."""
     faults = [f"{called(name)} is missing" for name in expected if name not in state]
     for name, tensor in state.items():
         if name not in expected:
             faults.append(f"{called(name)} is unknown")
         elif tensor.shape != expected[name].shape:
             faults.append(f"{called(name)} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
-    if faults:
-        raise CheckpointError("; ".join(faults))
+        elif not tensor.is_meta and not torch.isfinite(tensor).all():
+            faults.append(f"{called(name)} has values that are not finite")
+    if len(faults) > MOST_FAULTS:
+        faults[MOST_FAULTS:] = [f"and {len(faults) - MOST_FAULTS} more"]
+    return faults
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

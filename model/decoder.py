@@ -1,4 +1,5 @@
-"""Many views to one frame: multi-view blocks, and the fusion of several reference paths (MV-DUSt3R+, arXiv 2412.06974).
+"""Many views to one frame: multi-view blocks, and the fusion of several reference paths (MV-DUSt3R+, arXiv 2412.06974);
+few views whose heads read every layer (DUSt3R, arXiv 2312.14132).
 
 Shapes: B scenes, M paths, N views, S tokens a view, C channels. In path m, view references[m] is the reference: it has
 blocks of its own. Slots are a path's views with its reference first. Paths and views are batched, and a view's keys and
@@ -7,10 +8,12 @@ values are made once, whichever views read them: a bias of -inf, not a copy of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.config import BackboneConfig, ModelConfig
 from model.layers import NORM_EPS, DecoderBlock, Rope, own_group_bias, rope_table
 
 
@@ -85,3 +88,38 @@ def multi_view_layer(x: Tensor, reference_block: nn.Module, block: nn.Module, ro
     reference = reference_block(x[:, :1], x[:, 1:], rope)
     rest = block(x[:, 1:], x, rope, own_view)
     return torch.cat([reference, rest], dim=1)
+
+
+class LayeredDecoder(nn.Module):
+    """View 0 has blocks of its own, as in `Decoder`; but every layer is answered, and views may differ in size."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        width, heads, depth = config.decoder_width, config.decoder_heads, config.decoder_depth
+        self.head_width = width // heads
+        self.embed = nn.Linear(config.encoder_width, width)
+        self.reference_blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, views: Sequence[Tensor], ropes: Sequence[Rope]) -> list[list[Tensor]]:
+        """Encoder tokens, one (B, S, C) a view, to each view's layers, (B, S, C): the encoder's, then every block's.
+
+        The last is normed, those between are not. ropes: of each view, (S, 1, d) or (B, S, 1, d).
+        """
+        others = [[other for other in range(len(views)) if other != view] for view in range(len(views))]
+        ropes = [(cos.unsqueeze(-4), sin.unsqueeze(-4)) for cos, sin in ropes]
+        memory_ropes = [tuple(torch.cat([ropes[o][part] for o in rest], dim=-3) for part in (0, 1)) for rest in others]
+        layers = [list(views)]
+        x = [self.embed(tokens).unsqueeze(1) for tokens in views]
+        for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
+            memories = [torch.cat([x[other] for other in rest], dim=2) for rest in others]
+            x = [
+                (block if view else reference_block)(
+                    x[view], memories[view], ropes[view], memory_rope=memory_ropes[view]
+                )
+                for view in range(len(views))
+            ]
+            layers.append([tokens.squeeze(1) for tokens in x])
+        layers[-1] = [self.norm(tokens) for tokens in layers[-1]]
+        return [list(of_view) for of_view in zip(*layers, strict=True)]

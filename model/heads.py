@@ -30,6 +30,18 @@ def to_pixels(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), PATCH).float()
 
 
+def to_points(xyz: Tensor) -> Tensor:
+    """Raw (n, 3, H, W) to points (n, H, W, 3): the length r of a raw vector becomes exp(r) - 1 (DUSt3R)."""
+    xyz = xyz.float()  # an exponential would magnify a coarser rounding
+    norm = torch.linalg.vector_norm(xyz, dim=1, keepdim=True)
+    return (xyz / norm.clamp_min(1e-8) * torch.expm1(norm)).permute(0, 2, 3, 1)
+
+
+def to_confidence(logit: Tensor, least: float = 1.0) -> Tensor:
+    """Logits to confidences in [least, CONFIDENCE_LIMIT]."""
+    return least + logit.float().exp().clamp_max(CONFIDENCE_LIMIT - least)
+
+
 class ConvNorm(nn.Module):
     """Convolution of equal size, then batch normalisation; in eval mode one convolution."""
 
@@ -68,10 +80,7 @@ class PointHead(nn.Module):
         x = torch.cat([images, xyz], dim=1)
         parts = (x,) if _as_a_whole(self) else x.split(VIEWS_AT_ONCE)
         xyz = xyz + SKIP_GAIN * torch.cat([self._skip(part) for part in parts])
-        norm = torch.linalg.vector_norm(xyz, dim=1, keepdim=True)
-        points = xyz / norm.clamp_min(1e-8) * torch.expm1(norm)
-        confidence = 1 + logit.squeeze(1).exp().clamp_max(CONFIDENCE_LIMIT - 1)
-        return points.permute(0, 2, 3, 1), confidence
+        return to_points(xyz), to_confidence(logit.squeeze(1))
 
     def _skip(self, x: Tensor) -> Tensor:
         for layer in self.skip_proj[:-1]:

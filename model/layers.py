@@ -15,7 +15,7 @@ NORM_EPS = 1e-6
 ROPE_BASE = 100.0
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and signed sines of the tokens' angles, each (S, 1, d)."""
+"""Cosines and signed sines of the tokens' angles, each (S, 1, d), with axes before them where views differ."""
 
 
 def rope_table(rows: int, columns: int, head_width: int, device: torch.device) -> Rope:
@@ -65,10 +65,10 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, ratio: int = 4) -> None:
+    def __init__(self, width: int, ratio: int = 4, width_out: int | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, ratio * width)
-        self.fc2 = nn.Linear(ratio * width, width)
+        self.fc2 = nn.Linear(ratio * width, width_out or width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -84,9 +84,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x.flatten(0, -3)).chunk(3, dim=-1))
-        q, k = rotate(q, rope), rotate(k, rope)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (rotate(q, rope), rotate(k, rope), v))
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
 
 
@@ -101,10 +101,15 @@ class CrossAttention(nn.Module):
         self.projv = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None) -> Tensor:
-        """Queries x (G, V, S, C), memory (G, W, S, C), bias (V * S, W * S) added to the logits."""
+    def forward(
+        self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None, memory_rope: Rope | None = None
+    ) -> Tensor:
+        """Queries x (G, V, S, C), memory (G, W, S, C), bias (V * S, W * S) added to the logits.
+
+        memory_rope: where the memory's tokens are; None: where those of x are.
+        """
         q = rotate(self._heads(self.projq(x)), rope)
-        k = rotate(self._heads(self.projk(memory)), rope)
+        k = rotate(self._heads(self.projk(memory)), memory_rope or rope)
         v = self._heads(self.projv(memory))
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -141,8 +146,10 @@ class DecoderBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None = None) -> Tensor:
-        """Tokens x (G, V, S, C) read memory (G, W, S, C), bias (V * S, W * S) added to the logits."""
+    def forward(
+        self, x: Tensor, memory: Tensor, rope: Rope, bias: Tensor | None = None, memory_rope: Rope | None = None
+    ) -> Tensor:
+        """Tokens x (G, V, S, C) read memory (G, W, S, C): see CrossAttention."""
         x = x + self.attn(self.norm1(x), rope)
-        x = x + self.cross_attn(self.norm2(x), self.norm_y(memory), rope, bias)
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(memory), rope, bias, memory_rope)
         return x + self.mlp(self.norm3(x))

@@ -110,7 +110,9 @@ def reconstruct(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the files to.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="One of `scenelift models`; default: the default one.")] = None,
     confidence_percentile: Annotated[float, typer.Option(help="Percent of the least sure pixels to leave out.")] = 3.0,
-    outputs: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: all.")] = "",
+    outputs: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(OUTPUTS)}; default: up to preview.")
+    ] = "",
     max_points: Annotated[int, typer.Option(help="Points to keep, at most.")] = 1_500_000,
     reference: Annotated[
         str, typer.Option(help="Number, from 0, of the photo whose camera is the origin; `auto`: a central one.")
@@ -189,6 +191,37 @@ def models_default(name: str) -> None:
     except KeyError:
         _fail(f"There is no model {name!r}; there are {', '.join(info.name for info in registry.infos())}.")
     out.print(f"{name} is the default.")
+
+
+@models_app.command("download")
+def models_download(
+    name: Annotated[str, typer.Argument(help="A released checkpoint, such as mvdust3r-plus.", show_default=False)],
+    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Do not ask.")] = False,
+) -> None:
+    """Fetch a released checkpoint, once its licence is accepted, and serve it as the default model.
+
+    Run again, it goes on where it was stopped.
+    """
+    _weights("download", name, *(["--accept-licence"] if accept_licence else []))
+
+
+@models_app.command("add")
+def models_add(
+    file: Annotated[Path, typer.Argument(help="A released or own checkpoint.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call the model; default: after the file.")] = "",
+    licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
+) -> None:
+    """Convert, export and check a checkpoint, and serve it as the default model.
+
+    Run again, it goes on where it was stopped.
+    """
+    _weights("add", str(file), "--name", name, "--licence", licence)
+
+
+def _weights(*arguments: str) -> NoReturn:
+    """Run the part that needs torch, in a process of its own."""
+    command = (sys.executable, "-m", "export.weights", *arguments, "--models", str(Settings().models_dir))
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from export.contract import ArtifactError, read_description
+from export.contract import DEFAULT_FILE, ArtifactError, read_description, write_default
 from export.sessions import list_models, open_model
 from model.types import Model, ModelInfo
 
@@ -52,7 +52,7 @@ class Registry:
     def default(self) -> str:
         """What the folder's `default` file says; else a network with weights, the best first; else `geometry`."""
         try:
-            chosen = (self._folder / "default").read_text(encoding="utf-8").strip()
+            chosen = (self._folder / DEFAULT_FILE).read_text(encoding="utf-8").strip()
         except OSError:
             chosen = ""
         networks = [info.name for info in self.infos()[1:]]
@@ -63,7 +63,7 @@ class Registry:
         if all(info.name != name for info in self.infos()):
             raise KeyError(name)
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "default").write_text(name + "\n", encoding="utf-8")
+        write_default(self._folder, name)
 
     def open(self, name: str) -> ServedModel:
         if name == GEOMETRY.name:
@@ -76,7 +76,7 @@ class Registry:
         """The artifact's folder, whatever that is called."""
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
             try:
-                if folder.is_dir() and read_description(folder).name == name:
+                if not folder.name.startswith(".") and folder.is_dir() and read_description(folder).name == name:
                     return folder
             except ArtifactError:
                 continue

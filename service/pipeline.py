@@ -15,7 +15,7 @@ from model.fusion import fuse
 from model.geometry.poses import solve_cameras
 from model.types import Camera, Prediction, Progress, ReconstructionError, View, Views
 from service import formats
-from service.schemas import Options
+from service.schemas import DEFAULT_OUTPUTS, Options
 
 SURE_INLIER_SHARE = 0.3
 """A view whose pose fewer of its own points agree with is doubtful."""
@@ -70,7 +70,7 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
     fused = time.perf_counter()
 
     files = {}
-    wanted = options.outputs or formats.available()
+    wanted = options.outputs or DEFAULT_OUTPUTS
     for done, name in enumerate(wanted):
         progress("formats", done / len(wanted))
         files[name] = formats.encode(name, scene)

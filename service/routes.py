@@ -22,6 +22,7 @@ from service.jobs import Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
 from service.schemas import (
+    DEFAULT_OUTPUTS,
     FINAL,
     OUTPUTS,
     FileDocument,
@@ -151,7 +152,7 @@ _FORM = {
         "outputs": {
             "type": "array",
             "items": {"type": "string", "enum": list(OUTPUTS)},
-            "description": "Result files wanted, comma-separated or repeated; without it all.",
+            "description": f"Result files wanted, comma-separated or repeated; else {', '.join(DEFAULT_OUTPUTS)}.",
         },
     },
 }

@@ -18,8 +18,13 @@ OUTPUTS: dict[str, str] = {
     "transforms.json": "application/json",
     "pointmaps.npz": "application/octet-stream",
     "preview.webp": "image/webp",
+    "matches.npz": "application/octet-stream",
+    "matches.webp": "image/webp",
+    "depth.zip": "application/zip",
 }
 """Every result file and its content type."""
+DEFAULT_OUTPUTS = tuple(OUTPUTS)[: tuple(OUTPUTS).index("preview.webp") + 1]
+"""What is written when nothing is asked for by name."""
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 FINAL: frozenset[Status] = frozenset(("succeeded", "failed", "canceled"))
@@ -33,7 +38,7 @@ class Options(BaseModel):
     confidence_percentile: float = Field(3.0, ge=0, le=99)
     """Share, in percent, of the least sure pixels to leave out."""
     outputs: tuple[str, ...] = ()
-    """Names of the result files wanted; empty: all that this installation can write."""
+    """Names of the result files wanted; empty: DEFAULT_OUTPUTS."""
     max_points: int = Field(1_500_000, ge=1_000, le=10_000_000)
     reference: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Index of the photo whose camera is the origin; `auto`: of the one that sees most of the others."""

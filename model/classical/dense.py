@@ -7,14 +7,13 @@ small float32 grey copies of the photos, pixel (row i, column j) centred at (j +
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
-import numba
 import numpy as np
 
+from model.compiled import compiled
 from model.types import Float32, Float64
 
 WINDOW = 7
@@ -32,14 +31,6 @@ AGREEMENT = 0.03
 """Two views agree where their depths differ by less than this share."""
 MIN_SCORE = 0.6
 MIN_COMPONENT = 30
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """numba.njit without the GIL, cached on disk where some folder can be written to."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], tick: Tick) 
     `tick` is called from this thread, at every result and at least every HEARTBEAT. What it or `function` raises
     is raised here, after the threads that run have ended; what has not begun is dropped.
     """
-    pool = ThreadPoolExecutor(max_workers=max(1, min(WORKERS, _cores(), len(items))))
+    pool = ThreadPoolExecutor(max_workers=max(1, min(WORKERS, cores(), len(items))))
     try:
         futures = [pool.submit(function, item) for item in items]
         pending = set(futures)
@@ -39,7 +39,8 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], tick: Tick) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:

@@ -17,6 +17,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from model.classical.parallel import Tick, each
+from model.compiled import compiled
 from model.types import Float32, Float64, UInt8, Views
 
 PRIOR_RATIO = 0.84
@@ -122,15 +123,37 @@ def match(a: Float32, b: Float32, ratio: float = 0.8, farthest: float = 0.7) -> 
     if len(a) < 2 or len(b) < 2:
         return np.zeros((0, 2), np.uint32)
     similarity = a @ b.T
-    rows = np.arange(len(a))
-    nearest = similarity.argmax(axis=1)
-    best = similarity[rows, nearest]
-    mutual = similarity.argmax(axis=0)[nearest] == rows
-    similarity[rows, nearest] = -1.0
+    nearest, best, second, backwards = _two_nearest(similarity)
     angle = np.arccos(np.clip(best, -1.0, 1.0))
-    second = np.arccos(np.clip(similarity.max(axis=1), -1.0, 1.0))
-    good = mutual & (angle < ratio * second) & (angle < farthest)
-    return np.stack([rows[good], nearest[good]], axis=1).astype(np.uint32)
+    next_angle = np.arccos(np.clip(second, -1.0, 1.0))
+    good = (backwards[nearest] == np.arange(len(a))) & (angle < ratio * next_angle) & (angle < farthest)
+    return np.stack([np.flatnonzero(good), nearest[good]], axis=1).astype(np.uint32)
+
+
+@compiled
+def _two_nearest(similarity):  # noqa: ANN001, ANN202
+    """Of each row the place and value of the largest entry and the value of the next, of each column the place of the
+    largest, in one pass: the matrix is larger than any cache."""
+    rows, columns = similarity.shape
+    nearest = np.zeros(rows, np.int64)
+    best = np.empty(rows, np.float32)
+    second = np.empty(rows, np.float32)
+    backwards = np.zeros(columns, np.int64)
+    highest = np.full(columns, -np.inf, np.float32)
+    for i in range(rows):
+        first, next_one, place = np.float32(-np.inf), np.float32(-np.inf), 0
+        for j in range(columns):
+            value = similarity[i, j]
+            if value > highest[j]:
+                highest[j] = value
+                backwards[j] = i
+            if value > next_one:
+                if value > first:
+                    next_one, first, place = first, value, j
+                else:
+                    next_one = value
+        nearest[i], best[i], second[i] = place, first, next_one
+    return nearest, best, second, backwards
 
 
 def solve(views: Views, tick: Tick) -> Solution | None:

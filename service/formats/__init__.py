@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from model.types import Scene
-from service.formats import cameras, colmap, glb, ply, pointmaps, preview, splat, spz
+from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
 
 Buffer = bytes | bytearray | memoryview
 """A file's contents."""
@@ -21,14 +21,12 @@ _ENCODERS: dict[str, Callable[[Scene], Buffer]] = {
     "transforms.json": cameras.encode_transforms,
     "pointmaps.npz": pointmaps.encode,
     "preview.webp": preview.encode,
+    "matches.npz": matches.encode,
+    "matches.webp": matches.encode_picture,
+    "depth.zip": depth.encode,
 }
 
 
 def encode(name: str, scene: Scene) -> Buffer:
     """The contents of the result file `name`, one of `schemas.OUTPUTS`; KeyError for another name."""
     return _ENCODERS[name](scene)
-
-
-def available() -> tuple[str, ...]:
-    """The names of the files this installation can write."""
-    return tuple(_ENCODERS)

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.checkpoint import upstream_name
-from model.config import ModelConfig
-from model.mvdust3r import MVDUSt3R
+from model.config import BackboneConfig
+from model.croco import cosine_table
+from model.families import Network, family_of
 
 
 def golden_tensor(name: str, shape: tuple[int, ...]) -> NDArray:
@@ -32,12 +33,15 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> NDArray:
     return np.float32(0.02) * n
 
 
-def golden_network(config: ModelConfig) -> MVDUSt3R:
+def golden_network(config: BackboneConfig) -> Network:
     """The network of the golden outputs, in eval mode."""
-    network = MVDUSt3R(config)
+    with torch.device("meta"):
+        network = family_of(config).network(config)
     state = {
-        name: torch.from_numpy(np.array(golden_tensor(upstream_name(name), tuple(tensor.shape))))
+        name: torch.from_numpy(np.array(golden_tensor(upstream_name(name, config), tuple(tensor.shape))))
         for name, tensor in network.state_dict().items()
     }
-    network.load_state_dict(state)
+    # Not weights: upstream, too, computes its table of positions.
+    state |= {n: cosine_table(config.cosine_grid, t.shape[1]) for n, t in state.items() if n.endswith("_positions")}
+    network.load_state_dict(state, assign=True)
     return network.eval()

@@ -146,6 +146,27 @@ def test_export_is_passed_on(monkeypatch):
     assert commands == [(sys.executable, "-m", "export", "weights.pth", "-o", "model", "--name", "mine")]
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["download", "mvdust3r"], ["download", "mvdust3r"]),
+        (["download", "mvdust3r", "--accept-licence"], ["download", "mvdust3r", "--accept-licence"]),
+        (["add", "a.pth", "--name", "a"], ["add", "a.pth", "--name", "a", "--licence", "that of its checkpoint"]),
+        (["add", "a.pth", "--licence", "MIT"], ["add", "a.pth", "--name", "", "--licence", "MIT"]),
+    ],
+)
+def test_making_models_is_passed_on(monkeypatch, data_dir, given, passed):
+    commands = []
+
+    def record(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    assert run("models", *given).exit_code == 7
+    assert commands == [(sys.executable, "-m", "export.weights", *passed, "--models", str(data_dir / "models"))]
+
+
 def test_settings_come_from_the_environment_and_a_file(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("SCENELIFT_PORT=1234\nSCENELIFT_HOST=0.0.0.0\nOTHER=1\n")
     monkeypatch.setenv("SCENELIFT_HOST", "::1")

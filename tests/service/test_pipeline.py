@@ -10,8 +10,8 @@ import pytest
 from scene_fixture import box_room
 
 from model.types import ReconstructionError
-from service import formats, pipeline
-from service.schemas import Options
+from service import pipeline
+from service.schemas import DEFAULT_OUTPUTS, Options
 
 
 def ignore(stage: str, fraction: float) -> None:
@@ -22,7 +22,7 @@ def test_a_network_s_prediction_gets_the_true_cameras_and_every_file() -> None:
     scene = box_room(3)
     stages = []
     outcome = pipeline.finish(scene.prediction, scene.views, Options(), lambda stage, _: stages.append(stage))
-    assert set(outcome.files) == set(formats.available())
+    assert set(outcome.files) == set(DEFAULT_OUTPUTS)
     assert all(len(data) > 0 for data in outcome.files.values())
     assert not outcome.low_confidence
     assert outcome.warnings == ()
