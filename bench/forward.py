@@ -347,7 +347,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds and peak memory over views, one line a device: on the CPU the seconds of all threads, alone or in turn."""
+    """Seconds and peak memory over views, one line a device; on the CPU those of all threads, alone or in turn."""
     import matplotlib
 
     matplotlib.use("Agg")
