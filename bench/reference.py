@@ -4,7 +4,7 @@ Rendered rooms, walked along as in `bench.accuracy`: the first photo is one end 
 each way to choose: the share of the other photos' pixels whose point the reference sees too (exact, from the rooms'
 depth; mean over the others), which is what a network that answers in the reference's frame has to go by. And the
 points of the geometric model in that frame, as `bench.accuracy` measures them; its poses do not depend on the choice.
-Records of an earlier run are kept unless they are computed anew, so that the bench can be run in parts.
+Figures of an earlier run are kept unless they are computed anew, so that the bench can be run in parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GRID = (40, 30)
 def seen_by(room: Room, poses: Float64) -> Float64:
     """(N,) share of the other views' pixels whose point view i sees, mean over the others."""
     K = intrinsics(GRID, FOCAL)
-    others = [[overlap(room, b, a, K, GRID) for b in poses if b is not a] for a in poses]
+    others = [[overlap(room, b, a, K, GRID) for j, b in enumerate(poses) if j != i] for i, a in enumerate(poses)]
     return np.mean(others, axis=1)
 
 
@@ -94,7 +94,9 @@ def keep(record: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "reference.json"
     before = json.loads(path.read_text()) if path.exists() else []
-    known = {(r["room"], r["views"], r["choice"]): r for r in (*before, record)}
+    known = {(r["room"], r["views"], r["choice"]): r for r in before}
+    key = record["room"], record["views"], record["choice"]
+    known[key] = known.get(key, {}) | record
     path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
     (out / "reference.md").write_text(table(list(known.values())))
 
