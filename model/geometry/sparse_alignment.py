@@ -29,9 +29,9 @@ MISS = 1.0
 """The same in pixels, for reprojection."""
 HINT = 0.5
 """Weight of a gap beside a miss: neighbouring points err alike, a thousand gaps are no thousand opinions."""
-CELLS = 64
+CELLS = 48
 """Cells along a view's longer side, whose depths stray as one."""
-SMOOTH = 2.0
+SMOOTH = 1.5
 """Standard deviation in cells of the blur that makes a field of what single cells stray by."""
 DEPTH_SPREAD = 0.1
 """Standard deviation of log depth between what the network says and what is so."""

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from model.geometry.matching import (
     match_both_ways,
     mutual_nearest_points,
     nearest,
     reciprocal_matches,
+    relative_pose,
+    two_view,
 )
 from model.geometry.poses import invert_rigid
 from model.types import ReconstructionError
