@@ -347,17 +347,21 @@ def table(document: dict[str, Any]) -> str:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds and peak memory over views, one line a device."""
+    """Seconds and peak memory over views, one line a device; on the CPU those of all threads, alone or in turn."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    for what in sorted({r["what"] for r in records if r["what"] == "alone" or r["what"].startswith("GPU")}):
-        rows = sorted((r for r in records if r["what"] == what), key=lambda r: r["views"])
-        views, label = [r["views"] for r in rows], what.replace("alone", "CPU, float32")
-        left.plot(views, [min(r["seconds"]) for r in rows], "o-", label=label)
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for record in sorted(records, key=lambda r: r["views"]):
+        if not record["what"].startswith("profile"):
+            on_cpu = record["what"] in ("alone", "compared")
+            lines.setdefault("CPU, float32, all threads" if on_cpu else record["what"], []).append(record)
+    for label, rows in lines.items():
+        views = [r["views"] for r in rows]
+        left.plot(views, [min(r.get("cpu_seconds", r["seconds"])) for r in rows], "o-", label=label)
         right.plot(views, [r["peak_mb"] / 1000 for r in rows], "o-", label=label)
     left.set(xlabel="views", ylabel="seconds", ylim=(0, None))
     right.set(xlabel="views", ylabel="peak memory, GB", ylim=(0, None))
