@@ -16,7 +16,8 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist yet.")],
     name: Annotated[str, typer.Option(help="What to call the model; else after the file.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
-    square: Annotated[int, typer.Option(help="Side in pixels of the images it will see.")] = 224,
+    square: Annotated[int | None, typer.Option(help="Side in pixels of the squares it will see.")] = None,
+    long_side: Annotated[int | None, typer.Option(help="Or the long side of images of the photos' own shape.")] = None,
     max_views: Annotated[int, typer.Option(help="The most photos a job may have.")] = MAX_VIEWS,
 ) -> None:
     """Write CHECKPOINT as an ONNX artifact, once its answers have been compared with the checkpoint's own."""
@@ -33,7 +34,9 @@ def export(
         size = sum(parameter.numel() for parameter in network.parameters())
         typer.echo(f"Read {checkpoint.name}: {network.config.network}, {size / 1e6:.1f} M parameters")
         typer.echo("Writing the graph and comparing it with the checkpoint ...")
-        description = export_onnx(network, output, name, licence, square=square, max_views=max_views)
+        description = export_onnx(
+            network, output, name, licence, square=square, long_side=long_side, max_views=max_views
+        )
     except (CheckpointError, ArtifactError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

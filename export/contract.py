@@ -1,6 +1,7 @@
 """What an exported network is: its files, tensors, shapes and limits. The only copy; without torch.
 
-Tensors, in this order (B scenes, N views, M references, S the square's side):
+A network that sees all views at once is one graph. Its tensors, in this order (B scenes, N views, M references, S the
+square's side):
     images      float32 (B, N, 3, S, S), RGB in [-1, 1]
     references  int64 (M,), view indices, all different; the first is the frame of the answer
     points      float32 (B, N, S, S, 3), in the frame of view references[0]
@@ -8,6 +9,13 @@ Tensors, in this order (B scenes, N views, M references, S the square's side):
     scale       float32 (B, N, S, S, 3), raw, of either sign
     rotation    float32 (B, N, S, S, 4), w x y z
     opacity     float32 (B, N, S, S), 0 to 1
+
+A pairwise network is two: an encoder, which sees a photo once however many pairs that is in, and a decoder, whose two
+views may differ in size. Heights and widths are multiples of DIVISOR, rows and columns so many times less:
+    images         float32 (B, 3, H, W), RGB in [-1, 1]
+    tokens         float32 (B, rows, columns, C); the decoder takes those of the first_ and of the second_ views
+    first_points   float32 (B, H, W, 3), second_points likewise: both in the frame of the first view
+    first_confidence, second_confidence  float32 (B, H, W), 1 to 1e9
 """
 
 from __future__ import annotations
@@ -22,23 +30,36 @@ from typing import Any
 INPUTS = ("images", "references")
 OUTPUTS = ("points", "confidence", "scale", "rotation", "opacity")
 
+ENCODER_INPUTS = ("images",)
+ENCODER_OUTPUTS = ("tokens",)
+DECODER_INPUTS = ("first_tokens", "second_tokens")
+PAIR_FIELDS = {"dust3r": ("points", "confidence")}
+"""What a pairwise network answers for each view of a pair."""
+
 GRAPH_FILE = "model.onnx"
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
 DESCRIPTION_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 """The checkpoint in our own form, kept by `export.weights` to make further engines of: serving does not read it."""
 DEFAULT_FILE = "default"
 """In a folder of artifacts: the name of the one to use where none is named."""
 
-NETWORKS = ("mvdust3r-plus", "mvdust3r")
+NETWORKS = ("mvdust3r-plus", "mvdust3r", *PAIR_FIELDS)
 """The networks that have these inputs and outputs: only they are exported and served."""
 
 FORMAT = 1
 OPSET = 20
 DIVISOR = 16
+LONG_SIDE_DIVISOR = 64
+"""A square photo becomes 4:3 where the long side is given: its short side is a multiple of DIVISOR, too."""
 MIN_VIEWS = 2
 MAX_VIEWS = 24
 """The most views the networks were published with."""
 MAX_BATCH = 8
+ALL_PAIRS, WINDOW = 12, 3
+"""Up to how many views every pair is seen, and with how many that follow it a view of more makes a pair: so at most
+132 passes for 12 views and 144 for 24, both ways counted."""
 MEAN, STD = 0.5, 0.5
 """A pixel value u of 0..255 enters the network as (u / 255 - MEAN) / STD."""
 
@@ -56,7 +77,8 @@ class Description:
     name: str
     network: str
     licence: str
-    square: int
+    square: int | None
+    """Side of the square crop that it sees, in pixels; None: `long_side` is given."""
     paths: int
     """References the network was trained with: M = min(paths, N)."""
     parameters: int
@@ -64,13 +86,16 @@ class Description:
     """Of the checkpoint's tensors, whatever graph they were put into."""
     files: dict[str, str]
     """Name -> sha256 of every file that serving reads, but this description."""
+    long_side: int | None = None
+    """Long side of the crop that it sees, in pixels, whose shape follows the photo's."""
     min_views: int = MIN_VIEWS
     max_views: int = MAX_VIEWS
     max_batch: int = 1
     view_bytes: int = 0
     """What a pass holds for each view while the heads compute, weights apart."""
     pair_bytes: int = 0
-    """What a pass holds for each pair of views while views read each other; both 0: not known."""
+    """What a pass holds for each pair of views while views read each other, or, of a pairwise network, what is kept of
+    each pair for the alignment; both 0: not known."""
     opset: int = OPSET
     mean: float = MEAN
     std: float = STD
@@ -81,6 +106,8 @@ class Description:
 
     def pass_bytes(self, batch: int, views: int) -> int:
         """Memory that a pass of `batch` scenes takes at its widest point, about, weights apart; 0: not known."""
+        if self.network in PAIR_FIELDS:
+            return batch * (self.view_bytes + self.pair_bytes * len(choose_pairs(views)))
         return batch * max(self.view_bytes * views, self.pair_bytes * views**2)
 
     def write(self, folder: Path) -> None:
@@ -88,6 +115,18 @@ class Description:
         partial = folder / (DESCRIPTION_FILE + ".partial")
         partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
         partial.replace(folder / DESCRIPTION_FILE)
+
+
+def choose_pairs(views: int) -> list[tuple[int, int]]:
+    """Which pairs of views a pairwise network sees, each both ways.
+
+    All up to ALL_PAIRS views; of more, in their order round a ring, each view with the WINDOW next ones.
+    """
+    if views <= ALL_PAIRS:
+        one_way = [(i, j) for i in range(views) for j in range(i + 1, views)]
+    else:
+        one_way = [(i, (i + step) % views) for i in range(views) for step in range(1, WINDOW + 1)]
+    return [pair for i, j in one_way for pair in ((i, j), (j, i))]
 
 
 def read_description(folder: Path) -> Description:
@@ -104,14 +143,13 @@ def read_description(folder: Path) -> Description:
         description = Description(**content)
         sound = (
             NAME.fullmatch(description.name) is not None
-            and description.square > 0
-            and description.square % DIVISOR == 0
+            and is_side(description.square, description.long_side)
             and MIN_VIEWS <= description.min_views <= description.max_views
             and description.paths >= 1
             and description.max_batch >= 1
             and min(description.view_bytes, description.pair_bytes) >= 0
             and (description.mean, description.std) == (MEAN, STD)
-            and GRAPH_FILE in description.files
+            and set(graph_files(description.network)) <= description.files.keys()
             and all(Path(name).name == name for name in description.files)
         )
     except TypeError as error:
@@ -119,6 +157,23 @@ def read_description(folder: Path) -> Description:
     if not sound:
         raise ArtifactError(f"{folder.name}: its {DESCRIPTION_FILE} holds impossible values")
     return description
+
+
+def is_side(square: int | None, long_side: int | None) -> bool:
+    """Whether they say how large a network's images are: just one of them, and as a multiple of its divisor."""
+    if square is not None and long_side is not None:
+        return False
+    side, divisor = (square, DIVISOR) if long_side is None else (long_side, LONG_SIDE_DIVISOR)
+    return side is not None and side > 0 and side % divisor == 0
+
+
+def graph_files(network: str) -> tuple[str, ...]:
+    return (ENCODER_FILE, DECODER_FILE) if network in PAIR_FIELDS else (GRAPH_FILE,)
+
+
+def decoder_outputs(network: str) -> tuple[str, ...]:
+    """Of a pairwise network: its fields of the first view, then those of the second."""
+    return tuple(f"{view}_{name}" for view in ("first", "second") for name in PAIR_FIELDS[network])
 
 
 def check_files(folder: Path, description: Description) -> int:

@@ -1,11 +1,16 @@
-"""A torch network to an ONNX artifact: dynamic batch, views and references, standard operators only, checked."""
+"""A torch network to an ONNX artifact: standard operators only, checked.
+
+Batch, views and references are dynamic, or, of a pairwise network, batch and both views' height and width.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
@@ -13,21 +18,32 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from export.contract import (
+    DECODER_FILE,
+    DECODER_INPUTS,
     DIVISOR,
+    ENCODER_FILE,
+    ENCODER_INPUTS,
+    ENCODER_OUTPUTS,
     GRAPH_FILE,
     INPUTS,
+    LONG_SIDE_DIVISOR,
     MAX_BATCH,
     MAX_VIEWS,
     MIN_VIEWS,
     NAME,
+    NETWORKS,
     OPSET,
     OUTPUTS,
+    PAIR_FIELDS,
     ArtifactError,
     Description,
+    decoder_outputs,
+    is_side,
     sha256,
 )
-from export.parity import check_parity
-from model.config import ModelConfig
+from export.parity import check_pair_parity, check_parity
+from model.config import PATCH, DUSt3RConfig, ModelConfig
+from model.dust3r import PairNetwork
 from model.families import Network
 from model.mvdust3r import MVDUSt3R
 
@@ -36,10 +52,15 @@ EXTERNAL_BYTES = 512 * 2**20
 SCORE_BYTES = 4 * 2**30
 """What one pass's largest attention may take where its scores are written out, as by ONNX Runtime: bounds the batch."""
 
-
 SCORE_COPIES, SKIP_COPIES, PIXEL_BYTES = 3, 4, 500
 """What ONNX Runtime 1.31 holds on the CPU at a pass's widest points, measured and rounded up: attention scores so many
 times, a layer of the skip CNN so many times, and this for the other fields of a pixel."""
+
+PAIR_POINT_BYTES = 16
+"""A point and its confidence."""
+LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, KEPT_COPIES = 450, 1400, 2
+"""Likewise of a pairwise network: what a pass holds for a pixel of one view, by its heads, and how many times the
+answers of all pairs are held while they are aligned."""
 
 
 class ServedGraph(nn.Module):
@@ -54,20 +75,62 @@ class ServedGraph(nn.Module):
         return tuple(getattr(output, name) for name in OUTPUTS)
 
 
+class PairEncoder(nn.Module):
+    """Tokens keep the grid they lie in: so the decoder knows the photos' shapes by theirs."""
+
+    def __init__(self, network: PairNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
+        tokens: Tensor = self.network.encode(images)
+        return tokens.reshape(tokens.shape[0], *grid, tokens.shape[2])
+
+
+class PairDecoder(nn.Module):
+    def __init__(self, network: PairNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, first_tokens: Tensor, second_tokens: Tensor) -> tuple[Tensor, ...]:
+        views = (first_tokens, second_tokens)
+        grids = [(tokens.shape[1], tokens.shape[2]) for tokens in views]
+        answers = self.network.decode([tokens.flatten(1, 2) for tokens in views], grids)
+        return tuple(answer[name] for answer in answers for name in PAIR_FIELDS[self.network.config.network])
+
+
 def export_onnx(
-    network: Network, folder: Path, name: str, licence: str, *, square: int = 224, max_views: int = MAX_VIEWS
+    network: Network,
+    folder: Path,
+    name: str,
+    licence: str,
+    *,
+    square: int | None = None,
+    long_side: int | None = None,
+    max_views: int = MAX_VIEWS,
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
-    The graph is compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for another network, and for a name, square, number of views or folder that cannot be.
+    square, long_side: how large the images are that it will see (`model.geometry.crop`), one of them; neither: as the
+    released networks of its kind were trained. Only a pairwise network takes a long side.
+    The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
+    for another network, and for a name, size, number of views or folder that cannot be.
     """
-    if not isinstance(network, MVDUSt3R):
-        raise ArtifactError(f"{network.config.network} cannot be exported: MV-DUSt3R and MV-DUSt3R+ can")
+    if not isinstance(network, MVDUSt3R | PairNetwork) or network.config.network not in NETWORKS:
+        raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
+    pairwise = isinstance(network, PairNetwork)
+    if square is None and long_side is None:
+        square, long_side = (None, 512) if pairwise and not _linear(network) else (224, None)
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
-    if square <= 0 or square % DIVISOR:
-        raise ArtifactError(f"a square's side is a multiple of {DIVISOR}, not {square}")
+    if not is_side(square, long_side):
+        raise ArtifactError(
+            f"a square's side is a multiple of {DIVISOR}, a long side one of {LONG_SIDE_DIVISOR}, and a network has "
+            f"one of them, not {square} and {long_side}"
+        )
+    if long_side is not None and not pairwise:
+        raise ArtifactError(f"{network.config.network} sees squares alone")
     if max_views < MIN_VIEWS:
         raise ArtifactError(f"a model takes at least {MIN_VIEWS} views, not {max_views}")
     if folder.exists():
@@ -76,26 +139,80 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         made = Path(scratch) / "artifact"
         made.mkdir()
-        write_graph(network, made / GRAPH_FILE, square)
+        if isinstance(network, PairNetwork):
+            special = _write_pair_artifact(network, made, square or long_side or 0)
+        else:
+            special = _write_multi_view_artifact(network, made, square or 0, max_views)
         description = Description(
             name=name,
             network=network.config.network,
             licence=licence,
             square=square,
-            paths=network.config.paths,
+            long_side=long_side,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             weights_sha256=weights_sha256(network),
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             max_views=max_views,
-            max_batch=_max_batch(network.config, square, max_views),
-            view_bytes=square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
-            pair_bytes=SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
-            parity={"noise": check_parity(network, made / GRAPH_FILE, square)},
             made_with={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+            **special,
         )
         description.write(made)
         made.replace(folder)
     return description
+
+
+def _linear(network: Network | PairNetwork) -> bool:
+    """Whether it is DUSt3R with linear heads, alone of the pairwise networks released for squares of 224."""
+    return isinstance(network.config, DUSt3RConfig) and not network.config.dense
+
+
+def _write_multi_view_artifact(network: MVDUSt3R, folder: Path, square: int, max_views: int) -> dict[str, Any]:
+    """Write the graph, and compare it; what its description says of it."""
+    write_graph(network, folder / GRAPH_FILE, square)
+    return {
+        "paths": network.config.paths,
+        "max_batch": _max_batch(network.config, square, max_views),
+        "view_bytes": square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
+        "pair_bytes": SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
+        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square)},
+    }
+
+
+def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[str, Any]:
+    """Write both graphs, and compare them; what their description says of them."""
+    write_pair_graphs(network, folder)
+    # The widest photos are nearly squares of the long side.
+    pixels, tokens = side**2, (side // DIVISOR) ** 2
+    scores = 4 * max(network.config.encoder_heads, network.config.decoder_heads) * tokens**2
+    return {
+        "paths": 1,
+        "view_bytes": pixels * (LINEAR_PIXEL_BYTES if _linear(network) else DENSE_PIXEL_BYTES) + SCORE_COPIES * scores,
+        "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
+        "parity": {"noise": check_pair_parity(network, folder)},
+    }
+
+
+def write_pair_graphs(network: PairNetwork, folder: Path) -> None:
+    """Write the bare graphs of a pairwise network, and their weights beside them where they are large."""
+    width = network.config.encoder_width
+    side = Dim("rows"), Dim("columns")
+    # Sizes of an example are kept apart from 1 and from each other, so that none is taken for a constant.
+    _write(
+        PairEncoder(network),
+        {ENCODER_INPUTS[0]: torch.zeros(2, 3, 4 * PATCH, 6 * PATCH)},
+        ENCODER_OUTPUTS,
+        {ENCODER_INPUTS[0]: {0: Dim("batch"), 2: PATCH * side[0], 3: PATCH * side[1]}},
+        folder / ENCODER_FILE,
+    )
+    batch = Dim("batch")
+    grids = {name: (Dim(f"{name}_rows"), Dim(f"{name}_columns")) for name in DECODER_INPUTS}
+    _write(
+        PairDecoder(network),
+        dict(zip(DECODER_INPUTS, (torch.zeros(2, 4, 6, width), torch.zeros(2, 5, 7, width)), strict=True)),
+        decoder_outputs(network.config.network),
+        {name: {0: batch, 1: rows, 2: columns} for name, (rows, columns) in grids.items()},
+        folder / DECODER_FILE,
+    )
 
 
 def write_graph(network: MVDUSt3R, path: Path, square: int) -> None:
@@ -108,18 +225,30 @@ def write_graph(network: MVDUSt3R, path: Path, square: int) -> None:
         INPUTS[0]: {0: Dim("batch"), 1: Dim("views", min=2)},
         INPUTS[1]: {0: Dim("references", min=2)} if plus else None,
     }
+    _write(ServedGraph(network), dict(zip(INPUTS, (images, references), strict=True)), OUTPUTS, shapes, path)
+
+
+def _write(
+    graph: nn.Module,
+    example: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    shapes: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Write the graph of a module, with the names of `example` and `outputs`, dynamic in `shapes`."""
     with warnings.catch_warnings():
         # torch's exporter uses what torch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # both views' batch is one
         program = torch.onnx.export(
-            ServedGraph(network).eval(),
-            (images, references),
+            graph.eval(),
+            tuple(example.values()),
             dynamo=True,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            input_names=list(example),
+            output_names=list(outputs),
             opset_version=OPSET,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dict(shapes),
             verbose=False,
         )
     if program is None:
@@ -129,7 +258,8 @@ def write_graph(network: MVDUSt3R, path: Path, square: int) -> None:
         raise ArtifactError(f"the graph has operators beyond the standard: {sorted(foreign)}")
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    held = (value.const_value for value in program.model.graph.initializers.values())
+    size = sum(int(value.nbytes) for value in held if value is not None)
     program.save(path, external_data=size > EXTERNAL_BYTES)
 
 

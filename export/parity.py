@@ -11,11 +11,24 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from export.contract import INPUTS, OUTPUTS, ArtifactError
+from export.contract import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    INPUTS,
+    OUTPUTS,
+    ArtifactError,
+    decoder_outputs,
+)
+from model.config import PATCH
+from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
 
 CASES = ((1, 2), (2, 3), (1, 5))
 """(batch, views) to compare: the fewest views, a true batch, more views than reference paths."""
+
+PAIR_CASES = ((1, (2, 3), (2, 3)), (2, (3, 5), (7, 2)), (1, (4, 4), (3, 6)))
+"""(batch, rows and columns of patches of the first and of the second view) to compare: even and odd, upright and
+across, equal and different."""
 
 POINT_LIMIT = 1e-4
 """Largest relative error of a point that 99 % of the points may have, float32 against float32."""
@@ -41,6 +54,18 @@ class Parity:
     """Per output: largest absolute difference over the largest absolute value."""
 
 
+@dataclass(frozen=True, slots=True)
+class PairParity:
+    """The same for a pairwise network."""
+
+    batch: int
+    views: int
+    grids: tuple[tuple[int, int], tuple[int, int]]
+    point_error_median: float
+    point_error_p99: float
+    worst: dict[str, float]
+
+
 def check_parity(network: MVDUSt3R, graph: Path, square: int) -> list[dict[str, Any]]:
     """Run the network and its ONNX graph on the same noise, in every case of CASES; the measurements, JSON-able.
 
@@ -49,12 +74,23 @@ def check_parity(network: MVDUSt3R, graph: Path, square: int) -> list[dict[str, 
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     measured = []
     for batch, views in CASES:
-        parity = compare(network, session, batch, views, square)
-        errors = (parity.point_error_p99 / POINT_LIMIT, *(error / OUTPUT_LIMIT for error in parity.worst.values()))
-        if not all(error <= 1 for error in errors):  # also where an error is not a number
-            raise ParityError(f"the ONNX graph differs from the checkpoint: {parity}")
-        measured.append(asdict(parity))
+        measured.append(_within_limits(compare(network, session, batch, views, square)))
     return measured
+
+
+def check_pair_parity(network: PairNetwork, folder: Path) -> list[dict[str, Any]]:
+    """The same for the encoder and the decoder in `folder`, one after the other, in every case of PAIR_CASES."""
+    encoder, decoder = (
+        ort.InferenceSession(folder / file, providers=["CPUExecutionProvider"]) for file in (ENCODER_FILE, DECODER_FILE)
+    )
+    return [_within_limits(compare_pair(network, encoder, decoder, *case)) for case in PAIR_CASES]
+
+
+def _within_limits(parity: Parity | PairParity) -> dict[str, Any]:
+    errors = (parity.point_error_p99 / POINT_LIMIT, *(error / OUTPUT_LIMIT for error in parity.worst.values()))
+    if not all(error <= 1 for error in errors):  # also where an error is not a number
+        raise ParityError(f"the ONNX graph differs from the checkpoint: {parity}")
+    return asdict(parity)
 
 
 def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
@@ -65,9 +101,7 @@ def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views:
         output = network(torch.from_numpy(images), references)
     expected = [getattr(output, name).numpy() for name in OUTPUTS]
     got = session.run(OUTPUTS, dict(zip(INPUTS, (images, np.array(references, np.int64)), strict=True)))
-    points, reference_points = got[0].astype(np.float64), expected[0].astype(np.float64)
-    norm = np.linalg.norm(reference_points, axis=-1)
-    errors = np.linalg.norm(points - reference_points, axis=-1) / np.maximum(norm, 1e-12)
+    errors = _point_errors(got[0], expected[0])
     return Parity(
         batch=batch,
         views=views,
@@ -76,6 +110,49 @@ def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views:
         point_error_p99=float(np.quantile(errors, 0.99)),
         worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
     )
+
+
+def compare_pair(
+    network: PairNetwork,
+    encoder: ort.InferenceSession,
+    decoder: ort.InferenceSession,
+    batch: int,
+    first: tuple[int, int],
+    second: tuple[int, int],
+) -> PairParity:
+    """One case: pairs of images of so many rows and columns of patches."""
+    rng = np.random.default_rng(batch)
+    grids = (first, second)
+    images = [
+        rng.uniform(-1, 1, (batch, 3, PATCH * rows, PATCH * columns)).astype(np.float32) for rows, columns in grids
+    ]
+    with torch.inference_mode():
+        answers = network.decode([network.encode(torch.from_numpy(view)) for view in images], grids)
+    names = decoder_outputs(network.config.network)
+    half = len(names) // 2
+    expected = {name: answers[index // half][name.partition("_")[2]].numpy() for index, name in enumerate(names)}
+    tokens = [encoder.run(None, {"images": view})[0] for view in images]
+    feed = {tensor.name: array for tensor, array in zip(decoder.get_inputs(), tokens, strict=True)}
+    got = dict(zip(names, decoder.run(list(names), feed), strict=True))
+    errors = np.concatenate(
+        [_point_errors(got[name], expected[name]).ravel() for name in ("first_points", "second_points")]
+    )
+    return PairParity(
+        batch=batch,
+        views=2,
+        grids=grids,
+        point_error_median=float(np.median(errors)),
+        point_error_p99=float(np.quantile(errors, 0.99)),
+        worst={name: relative_error(got[name], expected[name]) for name in names},
+    )
+
+
+def _point_errors(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """|p - q| / |q| of points (..., 3)."""
+    points, expected = got.astype(np.float64), expected.astype(np.float64)
+    norm = np.maximum(np.linalg.norm(expected, axis=-1), 1e-12)
+    errors: NDArray[np.float64] = np.linalg.norm(points - expected, axis=-1) / norm
+    return errors
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -1,6 +1,7 @@
 """Open an exported network and run it: Views in, Prediction out, numpy only.
 
-ONNX Runtime is imported when a model is opened: an API, which only lists models, does without it.
+ONNX Runtime, and the alignment of pairs, are imported when a model is opened: an API, which only lists models, does
+without them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from export.contract import (
     GRAPH_FILE,
     INPUTS,
-    MEAN,
     OUTPUTS,
-    STD,
+    PAIR_FIELDS,
     ArtifactError,
     Description,
     check_files,
     read_description,
 )
+from export.runtime import describe, device_of, normalised, open_graph, ramps, run_graph, too_many, usable_memory
 from model.geometry.crop import square_crop_in_original
 from model.types import (
     Float32,
@@ -41,17 +41,13 @@ from model.types import (
 if TYPE_CHECKING:
     import onnxruntime
 
+    from export.pair_sessions import PairSession
+
 log = logging.getLogger(__name__)
 
 SCALE_LIMITS = (1e-4, 4e-3)
 """Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
 weights were trained to be rendered with."""
-
-MEMORY_SHARE = 0.9
-"""Of the memory that is free, what a pass may take: its size is known about."""
-
-HEARTBEAT = 0.25
-"""Seconds between two calls of `progress` during a forward pass."""
 
 
 def list_models(folder: Path) -> list[ModelInfo]:
@@ -68,31 +64,22 @@ def list_models(folder: Path) -> list[ModelInfo]:
             except (ArtifactError, OSError) as error:
                 log.warning("Left out the model in %s: %s", path.name, error)
                 continue
-            models.append(_info(description, size))
+            models.append(describe(description, size))
     return models
 
 
-def open_model(folder: Path, threads: int | None = None) -> NetworkSession:
+def open_model(folder: Path, threads: int | None = None) -> NetworkSession | PairSession:
     """A ready model from an artifact's folder, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
 
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
     """
-    import onnxruntime as ort
-
     description = read_description(folder)
     size = check_files(folder, description)
-    available = ort.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(folder / GRAPH_FILE, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ArtifactError(f"{description.name}: ONNX Runtime cannot load it: {error}") from error
-    names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
-    if names != (INPUTS, OUTPUTS):
-        raise ArtifactError(f"{description.name}: its inputs and outputs are {names}, not {(INPUTS, OUTPUTS)}")
+    if description.network in PAIR_FIELDS:
+        from export.pair_sessions import PairSession
+
+        return PairSession.open(description, folder, size, threads)
+    session = open_graph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
     return NetworkSession(description, session, size)
 
 
@@ -120,8 +107,7 @@ class NetworkSession:
     """A network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
 
     def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
-        device = "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
-        self.info: ModelInfo = _info(description, size, device)
+        self.info: ModelInfo = describe(description, size, device_of(session))
         self._description = description
         self._session = session
         self._seconds: dict[tuple[int, int], float] = {}
@@ -140,7 +126,7 @@ class NetworkSession:
             raise ValueError(f"{views} views with reference {reference} are beyond {self.info.name}")
         at_once = self._jobs_that_fit(len(batch), views)
         if at_once == 0:
-            return [self._too_many(views)] * len(batch)
+            return [too_many(self._description, views, usable_memory(self.info.device) or 0)] * len(batch)
         answers: list[Prediction | ReconstructionError] = []
         for start in range(0, len(batch), at_once):
             part = batch[start : start + at_once]
@@ -152,9 +138,9 @@ class NetworkSession:
         return answers
 
     def _pass(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
-        images = np.stack([[_square(view, self.info.square) for view in job.views] for job in batch])
+        images = np.stack([[_crop(view, self.info.square) for view in job.views] for job in batch])
         references = choose_references(len(batch[0]), batch[0].reference, self._description.paths)
-        outputs = self._forward(_normalised(images), np.array(references, np.int64), progress)
+        outputs = self._forward(normalised(images), np.array(references, np.int64), progress)
         return [
             _prediction(job, rgb, *(output[index] for output in outputs))
             for index, (job, rgb) in enumerate(zip(batch, images, strict=True))
@@ -162,110 +148,38 @@ class NetworkSession:
 
     def _jobs_that_fit(self, jobs: int, views: int) -> int:
         """How many of `jobs` one pass may take in the memory that is free; all, where that is not known."""
-        free, each = self._free(), self._description.pass_bytes(1, views)
+        free, each = usable_memory(self.info.device), self._description.pass_bytes(1, views)
         return jobs if free is None or each == 0 else min(jobs, free // each)
-
-    def _too_many(self, views: int) -> ReconstructionError:
-        free = self._free() or 0
-        fits = max((n for n in range(views) if self._description.pass_bytes(1, n) <= free), default=0)
-        name, needed = self.info.name, self._description.pass_bytes(1, views)
-        detail = f"{views} photos take {name} about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-        if fits < self.info.min_views:
-            return ReconstructionError(f"{detail}: not even {self.info.min_views} fit.", "Use the model geometry.")
-        return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
-
-    def _free(self) -> int | None:
-        """Bytes that a pass may take; None where that is not known, as for a GPU."""
-        free = free_memory() if self.info.device == "cpu" else None
-        return None if free is None else int(MEMORY_SHARE * free)
 
     def warm_up(self) -> None:
         """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
         side = self.info.square or 0
-        ramp = np.linspace(0, 255, side, dtype=np.uint8)
-        image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(128)), axis=-1)
-        images = np.stack([np.roll(image, 3 * i, axis=1) for i in range(self.info.min_views)])[None]
+        images = ramps(side, side, self.info.min_views)[None]
         references = choose_references(self.info.min_views, 0, self._description.paths)
-        outputs = self._forward(_normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
+        outputs = self._forward(normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
         if not all(np.isfinite(output).all() for output in outputs):
             raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
-        """The graph's outputs. The pass has a thread of its own, so that `progress` can end it."""
-        import onnxruntime as ort
-
+        """The graph's outputs."""
         progress("forward", 0.0)
-        options = ort.RunOptions()
-        # A worker lives long and sees many shapes: what one pass took is given back after it.
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        feed = dict(zip(INPUTS, (images, references), strict=True))
         expected = self._seconds.get(images.shape[:2])
         started = time.monotonic()
-        with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
-            future = pool.submit(self._session.run, OUTPUTS, feed, options)
-            try:
-                while not wait([future], HEARTBEAT).done:
-                    elapsed = time.monotonic() - started
-                    progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
-            except BaseException:
-                options.terminate = True
-                raise
-        outputs: list[Float32] = future.result()
+
+        def heartbeat(elapsed: float) -> None:
+            progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
+
+        outputs = run_graph(self._session, (images, references), heartbeat)
         self._seconds[images.shape[:2]] = time.monotonic() - started
         progress("forward", 1.0)
         return outputs
 
 
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process could still take: of the system, or of its control group where that has less.
-
-    None where the system, whose files lie below `root`, tells neither.
-    """
-    free = []
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    try:
-        # In a container its own group is the root of what it sees. Cached files are given back on demand.
-        group = root / "sys/fs/cgroup"
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        if limit != "max":
-            free.append(max(0, int(limit) - int(used) + int(counts["inactive_file"])))
-    except (OSError, ValueError, KeyError):
-        pass
-    return min(free, default=None)
-
-
-def _info(description: Description, size: int, device: str = "cpu") -> ModelInfo:
-    return ModelInfo(
-        name=description.name,
-        network=description.network,
-        licence=description.licence,
-        engine="onnxruntime",
-        square=description.square,
-        max_batch=description.max_batch,
-        min_views=description.min_views,
-        max_views=description.max_views,
-        parameters=description.parameters,
-        bytes=size,
-        device=device,
-    )
-
-
-def _square(view: View, side: int | None) -> NDArray[np.uint8]:
-    if view.square is None or view.square.shape != (side, side, 3):
-        shape = None if view.square is None else view.square.shape
-        raise ValueError(f"a view's square is {shape}, not {(side, side, 3)}. This is a bug.")
-    return view.square
-
-
-def _normalised(images: NDArray[np.uint8]) -> Float32:
-    """uint8 (B, N, S, S, 3) to float32 (B, N, 3, S, S) in [-1, 1]."""
-    values = (images.astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
-    return np.ascontiguousarray(values.transpose(0, 1, 4, 2, 3))
+def _crop(view: View, side: int | None) -> NDArray[np.uint8]:
+    if view.crop is None or view.crop.shape != (side, side, 3):
+        shape = None if view.crop is None else view.crop.shape
+        raise ValueError(f"a view's crop is {shape}, not {(side, side, 3)}. This is a bug.")
+    return view.crop
 
 
 def _prediction(

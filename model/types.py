@@ -54,8 +54,8 @@ class View:
     """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible."""
     camera: str = ""
     """Make, model and lens from EXIF: photos of one size with equal values were taken by one camera."""
-    square: UInt8 | None = None
-    """(s, s, 3) RGB centre crop for a network of input size s, by upstream's rule; None for the geometric model."""
+    crop: UInt8 | None = None
+    """(H, W, 3) RGB, what a network sees, by its rule (`model.geometry.crop`); None for the geometric model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,11 @@ class ModelInfo:
     engine: str
     """What computes it: `cpu` (the geometric model), `onnxruntime`, `tensorrt`, `torch`."""
     square: int | None = None
-    """Side in pixels of the square crop it sees; None: it works on `View.image`."""
+    """Side in pixels of the square crop it sees."""
+    long_side: int | None = None
+    """Long side in pixels of the crop it sees, of the photo's own shape; both None: it works on `View.image`."""
+    stages: int = 1
+    """How many stages `run` tells `progress` of, about."""
     max_batch: int = 1
     """Jobs of one shape that may share a forward pass."""
     min_views: int = 2

@@ -12,7 +12,7 @@ import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image
 
-from model.geometry.crop import square_crop
+from model.geometry.crop import Box, Size, long_side_crop, square_crop
 from model.types import WORKING_SIDE, Float64, UInt8, View
 from service.errors import Problem
 
@@ -106,12 +106,12 @@ def inspect(name: str, data: bytes, *, max_pixels: int) -> Photo:
     return Photo(shown, width, height, kind, len(data), exif.focal(width, height), exif.camera())
 
 
-def load_view(name: str, data: bytes, square: int | None) -> View:
+def load_view(name: str, data: bytes, square: int | None, long_side: int | None = None) -> View:
     """Decode one photo upright: EXIF orientation applied, transparency over white, 16-bit scaled to 8, ICC ignored.
 
-    With `square` the whole photo is decoded and `View.square` is upstream's crop, (square, square, 3), bit for bit; an
-    odd side, which the rule cannot give, is reached by resizing the crop by one pixel. Without it a JPEG is decoded
-    at the smallest of its eighths that still covers the working size.
+    With `square` or `long_side` the whole photo is decoded and `View.crop` is what such a network sees, upstream's
+    bit for bit; an odd square, which the rule cannot give, is reached by resizing the crop by one pixel.
+    Without them a JPEG is decoded at the smallest of its eighths that still covers the working size.
     Raises `Problem` (415, 422) as `inspect` does; the limit on pixels is `inspect`'s alone.
     """
     shown = display_name(name)
@@ -119,7 +119,7 @@ def load_view(name: str, data: bytes, square: int | None) -> View:
     width, height = image.size
     scale = min(1.0, WORKING_SIDE / max(width, height))
     working = max(1, round(width * scale)), max(1, round(height * scale))
-    reduced = image.draft("RGB", working) if square is None else None
+    reduced = image.draft("RGB", working) if square is None and long_side is None else None
     _load(shown, data, image)
     exif = _Exif(image)
     try:
@@ -127,13 +127,19 @@ def load_view(name: str, data: bytes, square: int | None) -> View:
         # A reduced JPEG is rounded up to whole pixels: the box names the part of them that the photo covers.
         box = (0, 0, *image.size) if reduced is None else reduced[1]
         small = image.resize(working, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-        crop = None if square is None else np.asarray(_square(_upright(image, exif.orientation), square))
+        crop = None
+        if square is not None:
+            crop = _square(_upright(image, exif.orientation), square)
+        elif long_side is not None:
+            upright = _upright(image, exif.orientation)
+            crop = _cropped(upright, *long_side_crop(*upright.size, long_side))
         small = _upright(small, exif.orientation)
     except Exception as error:
         raise _damaged(shown) from error
     if exif.orientation >= 5:
         width, height = height, width
-    return View(shown, np.asarray(small), (width, height), exif.focal(width, height), exif.camera(), crop)
+    seen = None if crop is None else np.asarray(crop)
+    return View(shown, np.asarray(small), (width, height), exif.focal(width, height), exif.camera(), seen)
 
 
 def _printable(text: str) -> str:
@@ -225,10 +231,14 @@ def _eight_bit(grey: Float64, mode: str) -> UInt8:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    size, box = square_crop(*image.size, side)
-    shrinks = max(image.size) > max(size)
-    image = image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC).crop(box)
+    image = _cropped(image, *square_crop(*image.size, side))
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _cropped(image: Image.Image, size: Size, box: Box) -> Image.Image:
+    """The `box` of the image resized to `size`, resampled as upstream does."""
+    shrinks = max(image.size) > max(size)
+    return image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC).crop(box)
 
 
 class _Exif:

@@ -43,7 +43,7 @@ def reconstruct(
         except OSError as error:
             raise Problem(422, "unreadable", f"{path} cannot be read: {error.strerror}.") from error
         images.inspect(path.name, data, max_pixels=settings.max_pixels)
-        views.append(images.load_view(path.name, data, info.square))
+        views.append(images.load_view(path.name, data, info.square, info.long_side))
     try:
         job = pipeline.gather(views, checked, lambda done: progress("choosing", 0.1 * done))
         (answer,) = registry.open(name).run([job], lambda stage, done: progress(stage, 0.1 + 0.7 * done))

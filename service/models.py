@@ -14,6 +14,7 @@ GEOMETRY = ModelInfo(
     network="structure from motion and multi-view stereo",
     licence="Apache-2.0",
     engine="cpu",
+    stages=3,
 )
 BEST = ("mvdust3r-plus", "mvdust3r")
 """Of the networks under their released names, which to prefer."""

@@ -113,6 +113,9 @@ class ModelEntry(BaseModel):
     licence: str
     engine: str
     square: int | None
+    """Side in pixels of the square that it sees of each photo."""
+    long_side: int | None
+    """Long side of what it sees, of the photo's own shape; both null: it sees whole photos."""
     max_batch: int
     min_views: int
     max_views: int

@@ -47,8 +47,6 @@ UPLOAD_GRACE_SECONDS = 3600.0
 """Photos without a job are an upload that still goes on, for so long at most."""
 RECHECK_SECONDS = 30.0
 """Pause after a deep check that failed."""
-GEOMETRY_STAGES = 3
-"""How many stages a model without a network goes through; only the progress depends on it."""
 RETRY_SECONDS = 0.5
 """Pause after the queue's server did not answer."""
 
@@ -294,7 +292,7 @@ class Worker:
         # Jobs of one pass have one reference: which it is, `auto` leaves open until the photos are loaded.
         reference = job.id if job.options.reference == "auto" else job.options.reference
         key = (job.model, len(job.photos), reference, job.options.focal)
-        (prediction, views), shared = await self._batcher.submit(key, self._load(flight, info.square), info.max_batch)
+        (prediction, views), shared = await self._batcher.submit(key, self._load(flight, info), info.max_batch)
         flight.computed = True
         self._landed.set()
         with _clock(flight, "finish"):
@@ -317,7 +315,7 @@ class Worker:
             metrics=measured | {"batch_size": shared},
         )
 
-    async def _load(self, flight: Flight, square: int | None) -> Item:
+    async def _load(self, flight: Flight, info: ModelInfo) -> Item:
         """The job's photos, decoded one after the other: other jobs' share the threads."""
         job = flight.job
         photos = []
@@ -325,7 +323,8 @@ class Worker:
             for index, photo in enumerate(job.photos):
                 flight.report("loading", LOADED * index / len(job.photos))
                 data = await self._storage.get(upload_path(job.id, index))
-                photos.append(await self._on(self._decoders, images.load_view, photo["name"], data, square))
+                arguments = (photo["name"], data, info.square, info.long_side)
+                photos.append(await self._on(self._decoders, images.load_view, *arguments))
             views = await self._on(
                 self._decoders, pipeline.gather, photos, job.options, lambda _: flight.report("choosing", LOADED)
             )
@@ -337,8 +336,7 @@ class Worker:
         """One pass, on the thread that computes."""
         model = self._open(batch[0][0].job.model)
         flights = [flight for flight, _ in batch]
-        stages = 1 if model.info.square else GEOMETRY_STAGES
-        callbacks = [flight.between(LOADED, COMPUTED, stages=stages) for flight in flights]
+        callbacks = [flight.between(LOADED, COMPUTED, stages=model.info.stages) for flight in flights]
 
         def progress(stage: str, fraction: float) -> None:
             """A pass goes on for as long as any of its jobs is still wanted."""

@@ -7,12 +7,15 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from export.contract import DESCRIPTION_FILE
 from export.onnx_graph import export_onnx
-from model.config import ModelConfig
+from model.config import DUSt3RConfig, ModelConfig
+from model.dust3r import DUSt3R
+from model.families import Network
 from model.mvdust3r import MVDUSt3R
 
 TINY_CONFIG = ModelConfig(
@@ -27,12 +30,34 @@ TINY_CONFIG = ModelConfig(
     gaussian_width=16,
 )
 TINY_SQUARE = 32
+TINY_PAIRS = DUSt3RConfig(
+    encoder_width=32,
+    encoder_depth=1,
+    encoder_heads=2,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=2,
+    dense=False,
+)
+TINY_LONG_SIDE = 64
+
+
+N = TypeVar("N", bound=Network)
 
 
 def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
     """A network with random weights, none of them zero, in eval mode."""
+    return with_random_weights(MVDUSt3R(config), seed)
+
+
+def tiny_pair_network(config: DUSt3RConfig = TINY_PAIRS, seed: int = 0) -> DUSt3R:
+    """The same for a pairwise network."""
+    return with_random_weights(DUSt3R(config), seed)
+
+
+def with_random_weights(network: N, seed: int) -> N:
+    """None of them zero; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    network = MVDUSt3R(config)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -47,8 +72,16 @@ def make_tiny_artifact(folder: Path, name: str = "tiny") -> Path:
 
     The export takes some 15 s, once a process; further ones are copies.
     """
-    target = folder / name
-    shutil.copytree(_exported(), target)
+    return _copy(_exported(), folder / name, name)
+
+
+def make_tiny_pair_artifact(folder: Path, name: str = "tiny-pairs") -> Path:
+    """The same of a pairwise network."""
+    return _copy(_exported_pairs(), folder / name, name)
+
+
+def _copy(artifact: Path, target: Path, name: str) -> Path:
+    shutil.copytree(artifact, target)
     description = json.loads((target / DESCRIPTION_FILE).read_text())
     (target / DESCRIPTION_FILE).write_text(json.dumps(description | {"name": name}))
     return target
@@ -63,4 +96,11 @@ def _scratch() -> tempfile.TemporaryDirectory:
 def _exported() -> Path:
     folder = Path(_scratch().name) / "tiny"
     export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
+    return folder
+
+
+@cache
+def _exported_pairs() -> Path:
+    folder = Path(_scratch().name) / "tiny-pairs"
+    export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
     return folder

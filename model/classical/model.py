@@ -46,7 +46,7 @@ class Surface:
 class GeometricModel:
     """Answers jobs on the CPU; see `model.types.Model`."""
 
-    info = ModelInfo(name="geometry", network="sfm+mvs", licence="Apache-2.0", engine="cpu", max_views=64)
+    info = ModelInfo(name="geometry", network="sfm+mvs", licence="Apache-2.0", engine="cpu", max_views=64, stages=3)
 
     def __init__(self) -> None:
         # COLMAP tells standard error about every step otherwise.

@@ -16,13 +16,34 @@ from typer.testing import CliRunner, Result
 
 from export import onnx_graph
 from export.__main__ import export
-from export.contract import DESCRIPTION_FILE, GRAPH_FILE, INPUTS, OUTPUTS, ArtifactError, read_description, sha256
+from export.contract import (
+    DECODER_FILE,
+    DECODER_INPUTS,
+    DESCRIPTION_FILE,
+    ENCODER_FILE,
+    GRAPH_FILE,
+    INPUTS,
+    OUTPUTS,
+    ArtifactError,
+    read_description,
+    sha256,
+)
 from export.onnx_graph import export_onnx, weights_sha256
-from export.parity import ParityError, check_parity, compare
+from export.parity import ParityError, check_pair_parity, check_parity, compare, compare_pair
 from export.sessions import open_model
 from model.checkpoint import save
+from model.config import BackboneConfig, CroCoConfig
+from model.croco import CroCo
 from model.mvdust3r import MVDUSt3R
-from tests.tiny import TINY_CONFIG, TINY_SQUARE, tiny_network
+from tests.tiny import (
+    TINY_CONFIG,
+    TINY_LONG_SIDE,
+    TINY_PAIRS,
+    TINY_SQUARE,
+    make_tiny_pair_artifact,
+    tiny_network,
+    tiny_pair_network,
+)
 
 ALONE = dataclasses.replace(TINY_CONFIG, paths=1, encoder_depth=1, decoder_depth=1)
 
@@ -183,3 +204,76 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "exists already" in result.output
     assert not (tmp_path / DESCRIPTION_FILE).exists()
+
+
+@pytest.fixture(scope="module")
+def pair_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_pair_artifact(tmp_path_factory.mktemp("pairs"))
+
+
+def test_the_graphs_of_a_pairwise_network_are_what_the_contract_says(pair_artifact: Path) -> None:
+    shapes = {}
+    for file in (ENCODER_FILE, DECODER_FILE):
+        graph = onnx.load(pair_artifact / file)
+        onnx.checker.check_model(graph, full_check=True)
+        assert {node.domain for node in graph.graph.node} == {""}
+        assert not graph.functions
+        assert not {node.op_type for node in graph.graph.node} & {"Loop", "Scan", "If", "SequenceAt"}
+        assert str(Path(__file__).parents[2]).encode() not in (pair_artifact / file).read_bytes()
+        for value in graph.graph.input:
+            shapes[value.name] = [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+    assert shapes["images"] == [None, 3, None, None]
+    assert all(shapes[name] == [None, None, None, TINY_PAIRS.encoder_width] for name in DECODER_INPUTS)
+    description = read_description(pair_artifact)
+    assert set(description.files) == {ENCODER_FILE, DECODER_FILE}
+    assert (description.network, description.square, description.long_side) == ("dust3r", None, TINY_LONG_SIDE)
+    assert all(case["point_error_p99"] < 1e-4 for case in description.parity["noise"])
+
+
+def test_pair_graphs_of_other_weights_are_refused(pair_artifact: Path) -> None:
+    with pytest.raises(ParityError, match="differs from the checkpoint"):
+        check_pair_parity(tiny_pair_network(seed=1), pair_artifact)
+
+
+@pytest.mark.slow
+def test_dense_heads_are_exported_for_every_size(tmp_path: Path) -> None:
+    """At the size that the released ones were trained for, where nobody asks for another."""
+    network = tiny_pair_network(dataclasses.replace(TINY_PAIRS, dense=True))
+    description = export_onnx(network, tmp_path / "a", "a", "none")
+    assert (description.square, description.long_side) == (None, 512)
+    encoder, decoder = (ort.InferenceSession(tmp_path / "a" / file) for file in (ENCODER_FILE, DECODER_FILE))
+    for grids in (((2, 3), (5, 3)), ((9, 1), (1, 1)), ((8, 6), (8, 6))):
+        assert compare_pair(network, encoder, decoder, 1, *grids).point_error_p99 < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [({"long_side": 96}, "one of 64"), ({"square": 64, "long_side": 64}, "one of them"), ({"square": 40}, "16")],
+)
+def test_impossible_sizes_of_pairwise_networks_are_refused(tmp_path: Path, sizes: dict[str, int], words: str) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        export_onnx(tiny_pair_network(), tmp_path / "a", "a", "none", **sizes)
+
+
+def test_what_cannot_be_served_is_not_exported(tmp_path: Path, network: MVDUSt3R) -> None:
+    with pytest.raises(ArtifactError, match="squares alone"):
+        export_onnx(network, tmp_path / "a", "a", "none", long_side=512)
+    small = {name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__}
+    with pytest.raises(ArtifactError, match="croco cannot be exported"):
+        export_onnx(CroCo(CroCoConfig(**small)), tmp_path / "a", "a", "none")
+
+
+def test_a_linear_network_sees_squares_where_nobody_asks_for_more(
+    tmp_path: Path, pair_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the released ones of either head were trained."""
+
+    def copied(_network: object, folder: Path) -> None:
+        for file in (ENCODER_FILE, DECODER_FILE):
+            shutil.copy(pair_artifact / file, folder / file)
+
+    monkeypatch.setattr(onnx_graph, "write_pair_graphs", copied)
+    description = export_onnx(tiny_pair_network(), tmp_path / "a", "a", "none")
+    assert (description.square, description.long_side) == (224, None)
+    info = open_model(tmp_path / "a").info
+    assert (info.square, info.long_side) == (224, None)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import sessions
+from export import runtime, sessions
 from export.contract import DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
 from export.onnx_graph import export_onnx
 from export.sessions import NetworkSession, choose_references, linear_scale, list_models, open_model, unit_rotation
@@ -37,7 +37,7 @@ def job(views: int, seed: int = 0, reference: int = 0, size: tuple[int, int] = (
     rng = np.random.default_rng(seed)
     squares = rng.integers(0, 256, (views, TINY_SQUARE, TINY_SQUARE, 3), dtype=np.uint8)
     image = np.zeros((6, 8, 3), np.uint8)
-    return Views(tuple(View(f"{i}.jpg", image, size, square=s) for i, s in enumerate(squares)), reference=reference)
+    return Views(tuple(View(f"{i}.jpg", image, size, crop=s) for i, s in enumerate(squares)), reference=reference)
 
 
 def test_a_prediction_is_the_networks_answer(session: NetworkSession) -> None:
@@ -45,7 +45,7 @@ def test_a_prediction_is_the_networks_answer(session: NetworkSession) -> None:
     model: Model = session
     (prediction,) = model.run([views], silent)
     assert isinstance(prediction, Prediction)
-    squares = np.stack([view.square for view in views.views])
+    squares = np.stack([view.crop for view in views.views])
     images = torch.from_numpy(squares).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
     with torch.inference_mode():
         expected = tiny_network()(images, (2, 3, 0, 1))
@@ -91,7 +91,7 @@ def test_one_jobs_failure_is_its_own(session: NetworkSession, monkeypatch: pytes
 
 def test_progress_may_cancel(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """During the pass, too, which then ends soon."""
-    monkeypatch.setattr(sessions, "HEARTBEAT", 0.005)
+    monkeypatch.setattr(runtime, "HEARTBEAT", 0.005)
     calls = []
 
     def cancel(stage: str, fraction: float) -> None:
@@ -107,7 +107,7 @@ def test_progress_may_cancel(session: NetworkSession, monkeypatch: pytest.Monkey
 
 def test_progress_rises_to_one(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second pass of a shape knows how long the first took."""
-    monkeypatch.setattr(sessions, "HEARTBEAT", 0.005)
+    monkeypatch.setattr(runtime, "HEARTBEAT", 0.005)
     for _ in range(2):
         seen: list[float] = []
         session.run([job(12)] * 2, lambda stage, fraction: seen.append(fraction))  # noqa: B023
@@ -119,13 +119,13 @@ def test_progress_rises_to_one(session: NetworkSession, monkeypatch: pytest.Monk
 
 def room_for(session: NetworkSession, batch: int, views: int) -> int:
     """Free memory in which just so many jobs of so many views fit."""
-    return int(session._description.pass_bytes(batch, views) / sessions.MEMORY_SHARE) + 1
+    return int(session._description.pass_bytes(batch, views) / runtime.MEMORY_SHARE) + 1
 
 
 def test_a_pass_too_large_is_refused_before_it_runs(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the refusal is right: so many views as it says do fit."""
     free = room_for(session, 1, 12)
-    monkeypatch.setattr(sessions, "free_memory", lambda: free)
+    monkeypatch.setattr(runtime, "free_memory", lambda: free)
     refusals = session.run([job(20), job(20, seed=1)], silent)
     for refusal in refusals:
         assert isinstance(refusal, ReconstructionError)
@@ -134,7 +134,7 @@ def test_a_pass_too_large_is_refused_before_it_runs(session: NetworkSession, mon
         assert "at most 12 photos" in refusal.suggestion
     assert isinstance(session.run([job(12)], silent)[0], Prediction)
     assert isinstance(session.run([job(13)], silent)[0], ReconstructionError)
-    monkeypatch.setattr(sessions, "free_memory", lambda: 0)
+    monkeypatch.setattr(runtime, "free_memory", lambda: 0)
     (refusal,) = session.run([job(2)], silent)
     assert "not even 2 fit" in refusal.detail
 
@@ -143,7 +143,7 @@ def test_jobs_that_do_not_fit_together_run_in_turn(session: NetworkSession, monk
     jobs = [job(3, seed=seed) for seed in range(5)]
     together = session.run(jobs, silent)
     free = room_for(session, 2, 3)
-    monkeypatch.setattr(sessions, "free_memory", lambda: free)
+    monkeypatch.setattr(runtime, "free_memory", lambda: free)
     sizes: list[int] = []
     forward = session._forward
     monkeypatch.setattr(session, "_forward", lambda images, *rest: sizes.append(len(images)) or forward(images, *rest))
@@ -157,28 +157,28 @@ def test_jobs_that_do_not_fit_together_run_in_turn(session: NetworkSession, monk
 
 
 def test_where_memory_is_not_known_nothing_is_refused(session: NetworkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "free_memory", lambda: None)
+    monkeypatch.setattr(runtime, "free_memory", lambda: None)
     assert isinstance(session.run([job(24)], silent)[0], Prediction)
-    monkeypatch.setattr(sessions, "free_memory", lambda: 0)
+    monkeypatch.setattr(runtime, "free_memory", lambda: 0)
     older = dataclasses.replace(session._description, view_bytes=0, pair_bytes=0)
     monkeypatch.setattr(session, "_description", older)
     assert isinstance(session.run([job(24)], silent)[0], Prediction)
 
 
 def test_free_memory_is_the_systems_or_the_containers(tmp_path: Path) -> None:
-    assert sessions.free_memory(tmp_path) is None
+    assert runtime.free_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  5000 kB\n")
-    assert sessions.free_memory(tmp_path) == 5000 << 10
+    assert runtime.free_memory(tmp_path) == 5000 << 10
     group = tmp_path / "sys" / "fs" / "cgroup"
     group.mkdir(parents=True)
     (group / "memory.stat").write_text("anon 1000\ninactive_file 500\n")
     (group / "memory.current").write_text("4000\n")
     for limit, free in (("max", 5000 << 10), ("7000", 3500), ("3000", 0)):
         (group / "memory.max").write_text(limit + "\n")
-        assert sessions.free_memory(tmp_path) == free
+        assert runtime.free_memory(tmp_path) == free
     (group / "memory.stat").write_text("nonsense")
-    assert sessions.free_memory(tmp_path) == 5000 << 10
+    assert runtime.free_memory(tmp_path) == 5000 << 10
 
 
 @pytest.mark.slow

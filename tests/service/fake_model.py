@@ -64,7 +64,7 @@ class FakeModel:
         return Prediction(
             points=points,
             confidence=np.ones((n, SIDE, SIDE), np.float32),
-            rgb=np.stack([view.square for view in views.views]),
+            rgb=np.stack([view.crop for view in views.views]),
             crops=np.array([(0, 0, *size) for size in sizes], np.float64),
             cameras=tuple(cameras),
             warnings=("A warning.",),

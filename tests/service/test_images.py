@@ -21,6 +21,7 @@ from service.errors import Problem
 from service.images import FORMATS, NAME_LENGTH, display_name, inspect, load_view
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "geometry" / "image_loading_mvdust3r.npz"
+GOLDEN_LONG_SIDE = GOLDEN.with_name("image_loading_dust3r.npz")
 MANY = 10**8
 LOSSLESS = {"PNG", "TIFF", "BMP"}
 
@@ -60,7 +61,7 @@ def test_every_format_is_checked_and_loaded(format):
     difference = np.abs(view.image.astype(int) - picture)
     assert difference.max() == 0 if format in LOSSLESS else difference.mean() < 3
     assert view.original_size == (180, 120)
-    assert view.square is None
+    assert view.crop is None
 
 
 def test_square_crop_equals_upstream_bit_for_bit():
@@ -69,15 +70,41 @@ def test_square_crop_equals_upstream_bit_for_bit():
         assert len(cases) == 3
         for case in cases:
             view = load_view(case, encode(golden[f"{case}/input_u8"]), 224)
-            np.testing.assert_array_equal(view.square, golden[f"{case}/output_u8"].transpose(1, 2, 0), err_msg=case)
+            np.testing.assert_array_equal(view.crop, golden[f"{case}/output_u8"].transpose(1, 2, 0), err_msg=case)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(64, 400), st.integers(64, 400), st.sampled_from([32, 63, 64, 224]))
 def test_square_has_exactly_the_side_asked_for(width, height, side):
     view = load_view("a.bmp", encode(np.full((height, width, 3), 90, np.uint8), "BMP"), side)
-    assert view.square.shape == (side, side, 3)
-    assert (view.square == 90).all()
+    assert view.crop.shape == (side, side, 3)
+    assert (view.crop == 90).all()
+
+
+def test_long_side_crop_equals_upstream_bit_for_bit():
+    """Across, upright, and a square photo, of which 4:3 is left; large cases by their size alone."""
+    with np.load(GOLDEN_LONG_SIDE) as golden:
+        cases = [key.removesuffix("/true_shape") for key in golden if key.endswith("true_shape")]
+        assert len(cases) == 4
+        for case in cases:
+            height, width = map(int, case.removeprefix("size512_").split("x"))
+            if f"{case}/input_u8" in golden:
+                picture = golden[f"{case}/input_u8"]
+                assert picture.shape == (height, width, 3)
+                view = load_view(case, encode(picture), None, 512)
+                np.testing.assert_array_equal(view.crop, golden[f"{case}/output_u8"].transpose(1, 2, 0), err_msg=case)
+            else:
+                view = load_view(case, encode(smooth(width, height)), None, 512)
+            np.testing.assert_array_equal(view.crop.shape[:2], golden[f"{case}/true_shape"][0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(64, 400), st.integers(64, 400), st.sampled_from([64, 128, 512]))
+def test_long_side_is_exactly_the_one_asked_for_and_patches_are_whole(width, height, side):
+    view = load_view("a.bmp", encode(np.full((height, width, 3), 90, np.uint8), "BMP"), None, side)
+    assert max(view.crop.shape) == side
+    assert all(edge >= 16 and edge % 16 == 0 for edge in view.crop.shape[:2])
+    assert (view.crop == 90).all()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "HEIF", "AVIF", "TIFF"])
@@ -98,11 +125,13 @@ def test_exif_orientation(format, orientation):
     data = encode(np.ascontiguousarray(stored), format, exif=exif(orientation).tobytes())
     photo = inspect("a", data, max_pixels=MANY)
     assert (photo.width, photo.height) == (160, 96)
-    view = load_view("a", data, 64)
-    assert view.original_size == (160, 96)
-    assert np.abs(view.image.astype(int) - upright).mean() < 4
-    plain = load_view("a", encode(upright), 64)
-    assert np.abs(view.square.astype(int) - plain.square).mean() < 4
+    for size in ({"square": 64}, {"square": None, "long_side": 64}):
+        view = load_view("a", data, **size)
+        assert view.original_size == (160, 96)
+        assert np.abs(view.image.astype(int) - upright).mean() < 4
+        plain = load_view("a", encode(upright), **size)
+        assert view.crop.shape == plain.crop.shape
+        assert np.abs(view.crop.astype(int) - plain.crop).mean() < 4
 
 
 def test_modes_become_rgb():
@@ -396,7 +425,7 @@ base = peak()
 assert inspect("a", data, max_pixels=10**8).width == 8000
 assert load_view("a", data, None).image.shape == (1200, 1600, 3)
 light = peak() - base
-assert load_view("a", data, 224).square.shape == (224, 224, 3)
+assert load_view("a", data, 224).crop.shape == (224, 224, 3)
 print(light, peak() - base)
 """
     Image.fromarray(smooth(8000, 6000)).save(tmp_path / "large.jpg", quality=90)
@@ -414,4 +443,4 @@ def test_threads_decode_side_by_side():
     with ThreadPoolExecutor(4) as pool:
         for alone, together in zip(expected, pool.map(lambda data: load_view("a", data, 64), photos)):
             np.testing.assert_array_equal(together.image, alone.image)
-            np.testing.assert_array_equal(together.square, alone.square)
+            np.testing.assert_array_equal(together.crop, alone.crop)

@@ -1,0 +1,156 @@
+"""Graphs in ONNX Runtime: opened, run such that a pass can be ended, and kept within the memory that is free.
+
+ONNX Runtime is imported when a graph is opened: an API, which only lists models, does without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.contract import MEAN, PAIR_FIELDS, STD, ArtifactError, Description
+from model.types import Float32, ModelInfo, ReconstructionError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MEMORY_SHARE = 0.9
+"""Of the memory that is free, what a pass may take: its size is known about."""
+
+HEARTBEAT = 0.25
+"""Seconds between two looks at whether a pass is still wanted."""
+
+
+def open_graph(
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], name: str, threads: int | None
+) -> onnxruntime.InferenceSession:
+    """A session of the graph at `path`, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
+
+    Raises ArtifactError where it is not loadable, or has other inputs and outputs than these.
+    """
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+    names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
+    if names != (tuple(inputs), tuple(outputs)):
+        raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")
+    return session
+
+
+def device_of(session: onnxruntime.InferenceSession) -> str:
+    return "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
+
+
+def run_graph(
+    session: onnxruntime.InferenceSession, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]
+) -> list[Float32]:
+    """The outputs for `inputs`, both in the graph's order.
+
+    The pass has a thread of its own: meanwhile `heartbeat` is called with the seconds passed, and what it raises ends
+    the pass.
+    """
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    # A worker lives long and sees many shapes: what one pass took is given back after it.
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    feed = {tensor.name: array for tensor, array in zip(session.get_inputs(), inputs, strict=True)}
+    started = time.monotonic()
+    with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
+        future = pool.submit(session.run, None, feed, options)
+        try:
+            while not wait([future], HEARTBEAT).done:
+                heartbeat(time.monotonic() - started)
+        except BaseException:
+            options.terminate = True
+            raise
+    outputs: list[Float32] = future.result()
+    return outputs
+
+
+def normalised(images: NDArray[np.uint8]) -> Float32:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W) in [-1, 1]."""
+    values = (images.astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def ramps(height: int, width: int, count: int) -> NDArray[np.uint8]:
+    """(count, height, width, 3): pictures to rehearse with, each moved against the one before."""
+    down, across = (np.linspace(0, 255, side, dtype=np.uint8) for side in (height, width))
+    image = np.stack(np.broadcast_arrays(down[:, None], across[None, :], np.uint8(128)), axis=-1)
+    return np.stack([np.roll(image, 3 * i, axis=1) for i in range(count)])
+
+
+def describe(description: Description, size: int, device: str = "cpu") -> ModelInfo:
+    """What users are told of a model whose files have `size` bytes."""
+    return ModelInfo(
+        name=description.name,
+        network=description.network,
+        licence=description.licence,
+        engine="onnxruntime",
+        square=description.square,
+        long_side=description.long_side,
+        max_batch=description.max_batch,
+        min_views=description.min_views,
+        max_views=description.max_views,
+        parameters=description.parameters,
+        bytes=size,
+        device=device,
+        stages=2 if description.network in PAIR_FIELDS else 1,
+    )
+
+
+def usable_memory(device: str) -> int | None:
+    """Bytes that a pass may take; None where that is not known, as for a GPU."""
+    free = free_memory() if device == "cpu" else None
+    return None if free is None else int(MEMORY_SHARE * free)
+
+
+def too_many(description: Description, views: int, usable: int) -> ReconstructionError:
+    """The refusal of a job of so many views, which says how many do fit."""
+    fits = max((n for n in range(views) if description.pass_bytes(1, n) <= usable), default=0)
+    needed = description.pass_bytes(1, views)
+    detail = (
+        f"{views} photos take {description.name} about {needed / 1e9:.1f} GB of memory, "
+        f"and {usable / 1e9:.1f} GB are free"
+    )
+    if fits < description.min_views:
+        return ReconstructionError(f"{detail}: not even {description.min_views} fit.", "Use the model geometry.")
+    return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process could still take: of the system, or of its control group where that has less.
+
+    None where the system, whose files lie below `root`, tells neither.
+    """
+    free = []
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        pass
+    try:
+        # In a container its own group is the root of what it sees. Cached files are given back on demand.
+        group = root / "sys/fs/cgroup"
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        if limit != "max":
+            free.append(max(0, int(limit) - int(used) + int(counts["inactive_file"])))
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(free, default=None)
