@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run torch test check format bench parity openapi test-gpu export clean
+.PHONY: run torch test check format bench test-gpu export clean
 .DEFAULT_GOAL := run
 
 # Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
@@ -50,11 +50,14 @@ format: $(VENV)/develop.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/develop.stamp  ## accuracy, latency, load and parity; figures in docs/
+bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in docs/
 	@$(BIN)/python -m bench.parity
 	@$(BIN)/python -m bench.accuracy
 	@$(BIN)/python -m bench.latency
 	@$(BIN)/python -m bench.load
+	@$(BIN)/python -m bench.reference
+	@$(BIN)/python -m bench.alignment
+	@$(BIN)/python -m bench.forward
 
 test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
 	@$(BIN)/python -m pytest -m gpu

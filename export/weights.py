@@ -82,6 +82,9 @@ PARTIAL = ".partial"
 TAKEN = (DEFAULT_FILE, "geometry")
 """Names that mean something else in a folder of models."""
 
+# Read when the hub's client is imported: it asks for the file, and tells nothing about this machine.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 out = Console(highlight=False, soft_wrap=True)
 
 
@@ -145,6 +148,8 @@ def add(file: Path, models: Path, name: str = "", licence: str = "that of its ch
     False: the model was there already. Raises WeightsError; OSError where the disk fails.
     """
     name = name or name_after(file)
+    if not file.is_file():
+        raise WeightsError(f"there is no file {file}")
     with _step(f"Reading {file.name}"):
         source = Source(file.name, sha256(file), file.stat().st_size, licence)
     with _place(name, models, lambda s: s.sha256 == source.sha256) as work:
@@ -319,9 +324,6 @@ def _convert(checkpoint: Path, weights: Path, networks: tuple[str, ...]) -> None
         if network.config.network not in networks:
             found = network.config.network
             raise WeightsError(f"{checkpoint.name} holds {found}, and only {_listed(networks)} can be served here")
-        for name, tensor in network.state_dict().items():
-            if not tensor.isfinite().all():
-                raise WeightsError(f"{checkpoint.name} is refused: {name} holds values that are not finite")
         save(network, weights)
         shutil.copymode(weights.with_name(SOURCE_FILE), weights)  # safetensors writes for its owner's eyes alone
 
@@ -378,7 +380,7 @@ def download_command(
 
 @app.command("add")
 def add_command(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .safetensors, .pth or .ckpt file.")],
+    file: Annotated[Path, typer.Argument(help="A .safetensors, .pth or .ckpt file.")],
     models: Models = Path("data/models"),
     name: Annotated[str, typer.Option(help="What to call the model; else after the file.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",

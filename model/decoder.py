@@ -107,19 +107,18 @@ class LayeredDecoder(nn.Module):
 
         The last is normed, those between are not. ropes: of each view, (S, 1, d) or (B, S, 1, d).
         """
-        count = range(len(views))
-        others = [[other for other in count if other != view] for view in count]
-        ropes = [tuple(t.unsqueeze(-4) for t in rope) for rope in ropes]
-        memory_ropes = [tuple(torch.cat(t, dim=-3) for t in zip(*(ropes[o] for o in os), strict=True)) for os in others]
+        others = [[other for other in range(len(views)) if other != view] for view in range(len(views))]
+        ropes = [(cos.unsqueeze(-4), sin.unsqueeze(-4)) for cos, sin in ropes]
+        memory_ropes = [tuple(torch.cat([ropes[o][part] for o in rest], dim=-3) for part in (0, 1)) for rest in others]
         layers = [list(views)]
         x = [self.embed(tokens).unsqueeze(1) for tokens in views]
         for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
-            memories = [torch.cat([x[other] for other in os], dim=2) for os in others]
+            memories = [torch.cat([x[other] for other in rest], dim=2) for rest in others]
             x = [
                 (block if view else reference_block)(
                     x[view], memories[view], ropes[view], memory_rope=memory_ropes[view]
                 )
-                for view in count
+                for view in range(len(views))
             ]
             layers.append([tokens.squeeze(1) for tokens in x])
         layers[-1] = [self.norm(tokens) for tokens in layers[-1]]

@@ -58,29 +58,23 @@ class DPT(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.hooks = hooks(config.decoder_depth)
-        widths = (config.encoder_width, *3 * (config.decoder_width,))
+        encoder, decoder = config.encoder_width, config.decoder_width
+        a, b, c, d = LEVEL_CHANNELS
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, channels, 1), *resize)
-            for width, channels, resize in zip(
-                widths,
-                LEVEL_CHANNELS,
-                (
-                    [nn.ConvTranspose2d(LEVEL_CHANNELS[0], LEVEL_CHANNELS[0], 4, 4)],
-                    [nn.ConvTranspose2d(LEVEL_CHANNELS[1], LEVEL_CHANNELS[1], 2, 2)],
-                    [],
-                    [nn.Conv2d(LEVEL_CHANNELS[3], LEVEL_CHANNELS[3], 3, 2, 1)],
-                ),
-                strict=True,
-            )
+            [
+                nn.Sequential(nn.Conv2d(encoder, a, 1), nn.ConvTranspose2d(a, a, 4, stride=4)),
+                nn.Sequential(nn.Conv2d(decoder, b, 1), nn.ConvTranspose2d(b, b, 2, stride=2)),
+                nn.Sequential(nn.Conv2d(decoder, c, 1)),
+                nn.Sequential(nn.Conv2d(decoder, d, 1), nn.Conv2d(d, d, 3, stride=2, padding=1)),
+            ]
         )
         self.reduce = nn.ModuleList(nn.Conv2d(n, CHANNELS, 3, padding=1, bias=False) for n in LEVEL_CHANNELS)
         self.fuse = nn.ModuleList(Fusion(coarsest=level == 3) for level in range(4))
 
     def features(self, layers: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
         """All layers of a view, (n, S, C) each, to (n, 256, H / 2, W / 2)."""
-        maps = []
-        for hook, level, reduce in zip(self.hooks, self.levels, self.reduce, strict=True):
-            maps.append(reduce(level(layers[hook].transpose(1, 2).unflatten(2, grid))))
+        read = [layers[hook].transpose(1, 2).unflatten(2, grid) for hook in self.hooks]
+        maps = [reduce(level(x)) for x, level, reduce in zip(read, self.levels, self.reduce, strict=True)]
         # The coarsest map is rounded up: of an odd grid its double is too large.
         path = self.fuse[3](maps[3])[..., : grid[0], : grid[1]]
         for level in (2, 1, 0):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.config import PATCH, ModelConfig
+from model.config import ModelConfig
 from model.decoder import Decoder, slot_order
-from model.encoder import Encoder
+from model.encoder import Encoder, token_grid
 from model.heads import Head
 from model.output import NetworkOutput
 
@@ -52,14 +52,13 @@ class MVDUSt3R(nn.Module):
             MV-DUSt3R takes M = 1; MV-DUSt3R+ any M from 2 to N and was trained with 4.
         Raises ValueError for other shapes or references.
         """
-        views, height, width = images.shape[1], images.shape[-2], images.shape[-1]
+        grid = token_grid(images)
+        views = images.shape[1]
         if references is None:
             references = self.default_references(views)
-        self._check(images)
         if not isinstance(references, Tensor):
             self._check_references(references, views)
             references = torch.tensor(references, device=images.device)
-        grid = (height // PATCH, width // PATCH)
 
         # From here on path 0's reference is view 0.
         view_of_slot, slot_of_view = (order[0] for order in slot_order(references[:1], views))
@@ -76,12 +75,6 @@ class MVDUSt3R(nn.Module):
             answers.append([field.unflatten(0, (-1, part.shape[0])) for field in head(*own, grid)])
         fields = (torch.cat(pair, dim=1).index_select(1, slot_of_view) for pair in zip(*answers, strict=True))
         return NetworkOutput(*fields)
-
-    def _check(self, images: Tensor) -> None:
-        if images.ndim != 5 or images.shape[2] != 3 or images.shape[-2] % PATCH or images.shape[-1] % PATCH:
-            raise ValueError(f"images are (B, N, 3, H, W), H and W multiples of {PATCH}, not {tuple(images.shape)}")
-        if images.shape[1] < 2:
-            raise ValueError("at least two views are needed")
 
     def _check_references(self, references: Sequence[int], views: int) -> None:
         low, high = (1, 1) if self.config.paths == 1 else (2, views)

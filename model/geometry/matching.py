@@ -16,18 +16,16 @@ from scipy.spatial import KDTree
 
 from model.geometry.alignment import Pair
 from model.geometry.focal import weiszfeld_focal
-from model.geometry.poses import MIN_POINTS, invert_rigid, solve_focal, solve_pose
+from model.geometry.poses import MIN_POINTS, invert_rigid
 from model.types import Float32, Float64, ReconstructionError
 
 Indices = NDArray[np.int64]
 Metric = Literal["dot", "l2"]
 
-BLOCK = (256, 4096)
+BLOCK = (256, 1024)
 """Queries x candidates compared at once: their products stay in a core's cache."""
 EPIPOLAR = 0.004
 """A match agrees with a relative pose when its Sampson error is below this share of the focal length (2 px at 500)."""
-CLEARLY_MORE = 1.05
-"""Pose from the matches alone, rather than from the pointmap, where it explains so many times more matches."""
 ROUNDS = 10
 """Trips to the other view and back after which a pixel that still wanders is given up."""
 
@@ -163,37 +161,26 @@ def relative_pose(first: Float64, second: Float64, focals: tuple[float, float]) 
     return _judged(invert_rigid(to_second), first, second, focals)
 
 
-def two_view(pair: Pair, matches: Indices, pixels_i: Float64, pixels_j: Float64) -> TwoView:
-    """Intrinsics and relative pose of a pair, in the scale of its pointmaps.
+def two_view(pair: Pair, back: Pair, matches: Indices, pixels_i: Float64, pixels_j: Float64) -> TwoView:
+    """Intrinsics and relative pose of views i and j, in the scale of the pointmaps of `pair`.
 
-    matches (M, 2) between views i and j; pixels_i (H_i, W_i, 2), pixels_j (H_j, W_j, 2). The pose sees i's points at
-    their matches in j (PnP); where the points are too rough for that, the essential matrix's, its length by the points'
-    depths. Raises ReconstructionError where neither holds.
+    back: the pair (j, i), whose first pointmap tells j's focal length; matches: (M, 2) between i and j; pixels_i:
+    (H_i, W_i, 2), pixels_j: (H_j, W_j, 2). Pointmaps are too rough for a pose and matches know no scale: the pose is
+    the essential matrix's, its length fits the depths. Raises ReconstructionError where no pose explains enough.
     """
-    own = pair.points_i.reshape(-1, 3).astype(np.float64)
-    focal_i = weiszfeld_focal(own, pixels_i.reshape(-1, 2))
-    sure = pair.confidence_j.ravel().astype(np.float64)
-    focal_j = solve_focal(pair.points_j.reshape(-1, 3).astype(np.float64), pixels_j.reshape(-1, 2), sure)
     first, second = (grid.reshape(-1, 2)[index] for grid, index in zip((pixels_i, pixels_j), matches.T))
-    candidates = []
-    if focal_i is not None and focal_i > 0 and focal_j is not None and len(matches) >= MIN_POINTS:
-        focals, points = (focal_i, focal_j), own[matches[:, 0]]
-        solved = solve_pose(points, second, focal_j, pair.confidence_i.ravel()[matches[:, 0]].astype(np.float64))
-        if solved is not None:
-            candidates.append(_judged(solved[0], first, second, focals))
-        free = relative_pose(first, second, focals)
-        if free is not None:
-            scaled = _scaled(free, first, second, points[:, 2])
-            if scaled is not None:
-                candidates.append(scaled)
-    if not candidates:
+    focals = [
+        weiszfeld_focal(said.points_i.reshape(-1, 3), grid.reshape(-1, 2))
+        for said, grid in ((pair, pixels_i), (back, pixels_j))
+    ]
+    focal_i, focal_j = (focal if focal is not None and focal > 0 else None for focal in focals)
+    found = None if focal_i is None or focal_j is None else relative_pose(first, second, (focal_i, focal_j))
+    if found is None or found.inliers.sum() < MIN_POINTS:
         raise ReconstructionError(
             f"Photos {pair.i + 1} and {pair.j + 1} have too few points in common.",
             "Take them from places nearer to each other.",
         )
-    if len(candidates) == 2 and candidates[1].inliers.sum() > CLEARLY_MORE * candidates[0].inliers.sum():
-        return candidates[1]
-    return candidates[0]
+    return _scaled(found, first, second, pair.points_i[..., 2].ravel()[matches[:, 0]].astype(np.float64))
 
 
 def _judged(pose: Float64, first: Float64, second: Float64, focals: tuple[float, float]) -> TwoView:
@@ -208,8 +195,11 @@ def _judged(pose: Float64, first: Float64, second: Float64, focals: tuple[float,
     return TwoView(focals, pose, error < EPIPOLAR)
 
 
-def _scaled(pose: TwoView, first: Float64, second: Float64, depths: Float64) -> TwoView | None:
-    """The same with its baseline in the unit of `depths` (M,), the first camera's depths of the matches."""
+def _scaled(pose: TwoView, first: Float64, second: Float64, depths: Float64) -> TwoView:
+    """The same with its baseline in the unit of `depths` (M,), the first camera's depths of the matches.
+
+    0 where the cameras stand in one spot: then no length fits.
+    """
     R, t = invert_rigid(pose.second_to_first)[:3, :3], invert_rigid(pose.second_to_first)[:3, 3]
     rays, goal = (np.column_stack([p / f, np.ones(len(p))]) for p, f in zip((first, second), pose.focals))
     # In the second camera z R ray + t is parallel to the match's ray: z (goal x R ray) = -(goal x t).
@@ -217,9 +207,7 @@ def _scaled(pose: TwoView, first: Float64, second: Float64, depths: Float64) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = depths * (across**2).sum(axis=1) / (across * along).sum(axis=1)
     ratios = ratios[pose.inliers & np.isfinite(ratios)]
-    scale = float(np.median(ratios)) if len(ratios) else 0.0
-    if scale <= 0:
-        return None
+    scale = max(float(np.median(ratios)), 0.0) if len(ratios) else 0.0
     scaled = pose.second_to_first.copy()
     scaled[:3, 3] *= scale
     return TwoView(pose.focals, scaled, pose.inliers)

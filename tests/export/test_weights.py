@@ -122,10 +122,11 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with a small MV-DUSt3R+ under its released name, and nothing beyond this machine."""
     look_up = socket.getaddrinfo
+    looked_up: set[str] = set()
 
     def only_here(host: str, *arguments: object, **options: object) -> object:
-        assert host in ("127.0.0.1", "localhost")
-        return look_up(host, *arguments, **options)
+        looked_up.add(host)
+        return look_up(host if host in ("127.0.0.1", "localhost") else "", *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", only_here)
     hub = Hub(upstream_file())
@@ -135,6 +136,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub.server.shutdown()
     hub.server.server_close()
     thread.join()
+    assert looked_up <= {"127.0.0.1", "localhost"}
 
 
 @pytest.fixture
@@ -426,6 +428,13 @@ def test_names_that_cannot_be(tmp_path: Path, models: Path, name: str) -> None:
     (tmp_path / "a.pth").write_bytes(upstream_file())
     with pytest.raises(WeightsError, match="name"):
         add(tmp_path / "a.pth", models, name)
+    assert not models.exists()
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "."])
+def test_a_file_that_is_not_there(tmp_path: Path, models: Path, name: str) -> None:
+    result = CliRunner().invoke(weights.app, ["add", str(tmp_path / name), "--models", str(models)])
+    assert (result.exit_code, result.stderr) == (2, f"error: there is no file {tmp_path / name}\n")
     assert not models.exists()
 
 

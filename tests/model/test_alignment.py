@@ -16,6 +16,7 @@ from model.geometry import alignment
 from model.geometry.alignment import Pair, align, clear_air, fit_similarity, scheduled_rate
 from model.geometry.poses import invert_rigid
 from model.types import ReconstructionError
+from tests.wavy import Scene
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "geometry" / "global_alignment.npz")
 QUIRK = (None, float(GOLDEN["init/focals"][1]), None, None)
@@ -73,63 +74,6 @@ def test_the_step_size_equals_the_reference_implementation() -> None:
     assert scheduled_rate(0.25, 0.01, "linear") == pytest.approx(0.0075, rel=1e-3)
 
 
-def wavy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A surface's z."""
-    return 4 + 0.35 * np.sin(1.1 * x + 0.3) * np.cos(0.9 * y - 0.4) + 0.15 * np.sin(2.3 * x - 1.7 * y)
-
-
-class Scene:
-    """Cameras that look at a wavy surface, and what a perfect pairwise network would say, in any scale a pair."""
-
-    def __init__(self, sizes: Sequence[tuple[int, int]], focals: Sequence[float], seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.focals = np.array(focals)
-        self.poses, self.pixels, self.points = [], [], []
-        for (height, width), focal in zip(sizes, focals):
-            pose = np.eye(4)
-            pose[:3, :3] = Rotation.from_rotvec(0.1 * rng.normal(size=3)).as_matrix()
-            pose[:3, 3] = rng.uniform(-1, 1, 3) * (1, 0.6, 0.3)
-            pixels = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1) - (
-                width / 2,
-                height / 2,
-            )
-            rays = np.concatenate([pixels / focal, np.ones((height, width, 1))], -1) @ pose[:3, :3].T
-            depth = np.full((height, width, 1), 4.0)
-            for _ in range(80):
-                point = pose[:3, 3] + depth * rays
-                depth += 0.7 * (wavy(point[..., :1], point[..., 1:2]) - point[..., 2:]) / rays[..., 2:]
-            self.poses.append(pose)
-            self.pixels.append(pixels)
-            self.points.append(pose[:3, 3] + depth * rays)
-
-    def pair(self, i: int, j: int, noise: float = 0.0) -> Pair:
-        rng = np.random.default_rng((i, j))
-        scale, R, centre = rng.uniform(0.7, 1.6), self.poses[i][:3, :3], self.poses[i][:3, 3]
-        maps, confidences = [], []
-        for points in (self.points[i], self.points[j]):
-            shape = points.shape[:2]
-            errors = 1 + noise * rng.normal(size=(*shape, 1))
-            maps.append(((points - centre) @ R * scale * errors).astype(np.float32))
-            confidences.append((1 + rng.uniform(1, 3) + rng.gamma(2, 1, shape)).astype(np.float32))
-        return Pair(i, j, *maps, *confidences)
-
-    def pairs(self, edges: Sequence[tuple[int, int]] | None = None, noise: float = 0.0) -> list[Pair]:
-        views = range(len(self.poses))
-        return [self.pair(i, j, noise) for i, j in edges or [(i, j) for i in views for j in views if i != j]]
-
-    def errors(self, found: alignment.Alignment) -> tuple[float, float, float]:
-        """Worst rotation in degrees, worst distance of centres and points, worst relative focal; after a similarity."""
-        every, true = (np.concatenate([p.reshape(-1, 3) for p in points]) for points in (found.points, self.points))
-        to_truth = fit_similarity(every.astype(np.float64), true, np.ones(len(true)))
-        moved = to_truth @ found.camera_to_world
-        scale = np.cbrt(np.linalg.det(to_truth[:3, :3]))
-        turns = [np.linalg.inv(p[:3, :3]) @ m[:3, :3] / scale for p, m in zip(self.poses, moved)]
-        degrees = max(np.degrees(np.linalg.norm(Rotation.from_matrix(turn).as_rotvec())) for turn in turns)
-        centres = max(np.linalg.norm(p[:3, 3] - m[:3, 3]) for p, m in zip(self.poses, moved))
-        points = np.median(np.linalg.norm(every @ to_truth[:3, :3].T + to_truth[:3, 3] - true, axis=1))
-        return float(degrees), float(max(centres, points)), float(np.abs(found.focals / self.focals - 1).max())
-
-
 @pytest.fixture(scope="module")
 def mixed() -> Scene:
     return Scene([(24, 32), (32, 24), (24, 32), (16, 32)], [36.0, 30.0, 36.0, 40.0])
@@ -162,6 +106,17 @@ def test_the_scene_can_be_seen_from_any_camera(mixed: Scene) -> None:
         np.testing.assert_allclose(before @ to_view[:3, :3].T + to_view[:3, 3], after, atol=1e-5)
     pair, moved = mixed.pairs()[0], seen.pair_to_world[0]
     np.testing.assert_allclose(pair.points_i @ moved[:3, :3].T + moved[:3, 3], seen.points[pair.i], atol=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(first=st.integers(0, 3), second=st.integers(0, 3))
+def test_changing_the_frame_obeys_the_laws_of_a_group(mixed: Scene, first: int, second: int) -> None:
+    aligned = align(mixed.pairs(), mixed.pixels, iterations=0)
+    twice, once = aligned.seen_from(first).seen_from(second), aligned.seen_from(second)
+    np.testing.assert_allclose(twice.camera_to_world, once.camera_to_world, atol=1e-12)
+    np.testing.assert_allclose(twice.pair_to_world, once.pair_to_world, atol=1e-12)
+    relative = [np.linalg.inv(a.camera_to_world[0]) @ a.camera_to_world for a in (aligned, once)]
+    np.testing.assert_allclose(*relative, atol=1e-12)
 
 
 def test_a_first_focal_stays_within_what_cameras_have(mixed: Scene) -> None:
@@ -242,6 +197,15 @@ def test_what_cannot_be_aligned_is_refused_in_a_sentence(mixed: Scene) -> None:
         assert caught.value.suggestion
     with pytest.raises(ValueError, match="pointmap"):
         align(pairs, [pixels[0]] * 4)
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 1), (1, 1, 3)], ids=["noise", "one point"])
+def test_pointmaps_that_no_camera_sees_are_refused(shape: tuple[int, ...]) -> None:
+    scene = Scene([(24, 32)] * 2, [36.0] * 2)
+    pair = scene.pair(0, 1)
+    nonsense = np.random.default_rng(0).normal(size=shape).astype(np.float32) * np.ones((24, 32, 3), np.float32)
+    with pytest.raises(ReconstructionError, match="No camera explains what the network sees in photo 2"):
+        align([replace(pair, points_j=nonsense)], scene.pixels)
 
 
 def test_a_pair_without_confidence_has_no_say(mixed: Scene) -> None:

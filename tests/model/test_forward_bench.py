@@ -65,7 +65,7 @@ def test_a_captured_graph_answers_as_the_network() -> None:
 
 
 def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
-    first = {"what": "alone", "views": 2, "seconds": [1.0], "peak_mb": 10.0, "multiply_adds": 2e9}
+    first = {"what": "alone", "views": 2, "seconds": [1.0], "cpu_seconds": [2.0], "peak_mb": 10.0, "multiply_adds": 2e9}
     gpu = {**first, "what": "GPU, bfloat16", "device": "H100", "share_of_limit": forward.share_of_limit(399e12, 2.0)}
     forward.keep([first, gpu], tmp_path)
     forward.keep([first | {"seconds": [0.5]}], tmp_path)

@@ -105,12 +105,10 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def stored(settings: Settings) -> list[str]:
     """Every photo and result on disk."""
-    return sorted(
-        str(path.relative_to(settings.data_dir))
-        for part in ("uploads", "jobs")
-        for path in (settings.data_dir / part).rglob("*")
-        if path.is_file()
-    )
+    parts = [settings.data_dir / part for part in ("uploads", "jobs")]
+    # os.walk passes over folders that go while it looks.
+    files = [Path(folder) / name for part in parts for folder, _, names in os.walk(part) for name in names]
+    return sorted(str(path.relative_to(settings.data_dir)) for path in files)
 
 
 async def ended(client: httpx.AsyncClient, job: str, seconds: float = 20) -> dict:

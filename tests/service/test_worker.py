@@ -336,7 +336,7 @@ async def test_a_broken_model_makes_the_worker_unhealthy(queue, settings):
 
 
 async def test_expired_jobs_leave_no_files(queue, settings):
-    short = settings.model_copy(update={"result_seconds": 1, "sweep_seconds": 0.2})
+    short = settings.model_copy(update={"result_seconds": 3, "sweep_seconds": 0.2})
     await submit(queue, settings, "brief")
     fresh = upload_path("being-sent", 0)
     stale = upload_path("never-sent", 0)
