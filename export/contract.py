@@ -16,6 +16,8 @@ views may differ in size. Heights and widths are multiples of DIVISOR, rows and 
     tokens         float32 (B, rows, columns, C); the decoder takes those of the first_ and of the second_ views
     first_points   float32 (B, H, W, 3), second_points likewise: both in the frame of the first view
     first_confidence, second_confidence  float32 (B, H, W), 1 to 1e9
+    first_descriptors, second_descriptors  float32 (B, H, W, D), of length 1 (MASt3R), and
+    first_descriptor_confidence, second_descriptor_confidence  float32 (B, H, W), > 0
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ OUTPUTS = ("points", "confidence", "scale", "rotation", "opacity")
 ENCODER_INPUTS = ("images",)
 ENCODER_OUTPUTS = ("tokens",)
 DECODER_INPUTS = ("first_tokens", "second_tokens")
-PAIR_FIELDS = {"dust3r": ("points", "confidence")}
+PAIR_FIELDS = {
+    "dust3r": ("points", "confidence"),
+    "mast3r": ("points", "confidence", "descriptors", "descriptor_confidence"),
+}
 """What a pairwise network answers for each view of a pair."""
 
 GRAPH_FILE = "model.onnx"

@@ -42,7 +42,7 @@ from export.contract import (
     sha256,
 )
 from export.parity import check_pair_parity, check_parity
-from model.config import PATCH, DUSt3RConfig, ModelConfig
+from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import PairNetwork
 from model.families import Network
 from model.mvdust3r import MVDUSt3R
@@ -56,11 +56,10 @@ SCORE_COPIES, SKIP_COPIES, PIXEL_BYTES = 3, 4, 500
 """What ONNX Runtime 1.31 holds on the CPU at a pass's widest points, measured and rounded up: attention scores so many
 times, a layer of the skip CNN so many times, and this for the other fields of a pixel."""
 
-PAIR_POINT_BYTES = 16
-"""A point and its confidence."""
-LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, KEPT_COPIES = 450, 1400, 2
-"""Likewise of a pairwise network: what a pass holds for a pixel of one view, by its heads, and how many times the
-answers of all pairs are held while they are aligned."""
+PAIR_POINT_BYTES, KEPT_COPIES = 16, 3
+"""A point and its confidence, and how many times those of all pairs are held while they are aligned."""
+LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
+"""What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
 
 
 class ServedGraph(nn.Module):
@@ -184,9 +183,12 @@ def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[
     # The widest photos are nearly squares of the long side.
     pixels, tokens = side**2, (side // DIVISOR) ** 2
     scores = 4 * max(network.config.encoder_heads, network.config.decoder_heads) * tokens**2
+    each = LINEAR_PIXEL_BYTES if _linear(network) else DENSE_PIXEL_BYTES
+    if isinstance(network.config, MASt3RConfig):
+        each += DESCRIPTOR_COPIES * 4 * (network.config.descriptor + 1)
     return {
         "paths": 1,
-        "view_bytes": pixels * (LINEAR_PIXEL_BYTES if _linear(network) else DENSE_PIXEL_BYTES) + SCORE_COPIES * scores,
+        "view_bytes": pixels * each + SCORE_COPIES * scores,
         "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
         "parity": {"noise": check_pair_parity(network, folder)},
     }

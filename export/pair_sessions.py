@@ -1,5 +1,7 @@
 """A pairwise network on any number of photos: every photo encoded once, pairs decoded, their pointmaps aligned.
 
+DUSt3R's by gradient descent on all points, MASt3R's by what its descriptors match.
+
 numpy and ONNX Runtime only, as `export.sessions`, which opens these models.
 """
 
@@ -21,6 +23,7 @@ from export.contract import (
     ENCODER_FILE,
     ENCODER_INPUTS,
     ENCODER_OUTPUTS,
+    PAIR_FIELDS,
     Description,
     choose_pairs,
     decoder_outputs,
@@ -29,7 +32,9 @@ from export.runtime import describe, device_of, normalised, open_graph, ramps, r
 from model.geometry.alignment import Alignment, Pair, align, best_confidence, clear_air, fit_similarity, linked
 from model.geometry.crop import long_side_crop_in_original, square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
+from model.geometry.matching import match_both_ways
 from model.geometry.poses import INLIER_SHARE_OF_FOCAL, intrinsics, invert_rigid, pixel_centres, solve_focal, solve_pose
+from model.geometry.sparse_alignment import Matches, align_matches
 from model.types import (
     Camera,
     Float32,
@@ -74,6 +79,7 @@ class PairSession:
         self._encoder = encoder
         self._decoder = decoder
         self._outputs = decoder_outputs(description.network)
+        self._matches = "descriptors" in PAIR_FIELDS[description.network]
 
     @classmethod
     def open(cls, description: Description, folder: Path, size: int, threads: int | None) -> PairSession:
@@ -107,16 +113,19 @@ class PairSession:
         images = [self._crop(view) for view in views.views]
         started = time.monotonic()
         try:
-            pairs = self._see(images, progress)
+            pairs, matches = self._see(images, progress)
             seen = time.monotonic()
-            prediction = reconstruct(views, images, self._boxes(views), pairs, progress)
+            prediction = reconstruct(views, images, self._boxes(views), pairs, matches, progress)
         except ReconstructionError as error:
             return error
         seconds = {"pairs": seen - started, "alignment": time.monotonic() - seen}
         return replace(prediction, details={"pairs": len(pairs), "seconds": seconds})
 
-    def _see(self, images: Sequence[UInt8], progress: Progress) -> list[Pair]:
-        """What the network says of the chosen pairs of images (H, W, 3), whose sizes may differ."""
+    def _see(self, images: Sequence[UInt8], progress: Progress) -> tuple[list[Pair], list[Matches] | None]:
+        """What the network says of the chosen pairs of images (H, W, 3), whose sizes may differ.
+
+        And which of their pixels it matches; None from a network without descriptors.
+        """
         chosen = choose_pairs(len(images))
         done = 0
 
@@ -133,7 +142,7 @@ class PairSession:
         alike = defaultdict(list)
         for i, j in chosen:
             alike[tokens[i].shape, tokens[j].shape].append((i, j))
-        pairs = []
+        pairs, matches = [], []
         at_once = PAIRS_AT_ONCE[self.info.device]
         for group in alike.values():
             for start in range(0, len(group), at_once):
@@ -152,8 +161,14 @@ class PairSession:
                             answer["second_confidence"],
                         )
                     )
+                    if self._matches and i < j:
+                        # At once: the descriptors of all pairs would take far more memory than their points.
+                        ends = [answer[f"{view}_descriptors"] for view in ("first", "second")]
+                        sure = [answer[f"{view}_descriptor_confidence"] for view in ("first", "second")]
+                        matches.append(Matches(i, j, *match_both_ways(*ends, *sure)))
+                        told(0)
                 told(len(part))
-        return pairs
+        return pairs, matches if self._matches else None
 
     def _encode(self, image: UInt8, heartbeat: Callable[[float], None] = lambda _: None) -> Float32:
         """One image (H, W, 3) to its tokens (rows, columns, C)."""
@@ -185,12 +200,18 @@ class PairSession:
 
 
 def reconstruct(
-    views: Views, images: Sequence[UInt8], boxes: Sequence[Box], pairs: Sequence[Pair], progress: Progress
+    views: Views,
+    images: Sequence[UInt8],
+    boxes: Sequence[Box],
+    pairs: Sequence[Pair],
+    matches: Sequence[Matches] | None,
+    progress: Progress,
 ) -> Prediction:
-    """One scene of what pairs of views show (DUSt3R, arXiv 2312.14132, section 3.3).
+    """One scene of what pairs of views show (DUSt3R, arXiv 2312.14132, section 3.3; MASt3R-SfM, arXiv 2409.19152).
 
-    images: N times (H, W, 3), what the network saw; boxes: where that lies in the original photos; pairs: as the
-    network answered them. Every camera gets a focal length of its own, EXIF's, where there is one, as a start.
+    images: N times (H, W, 3), what the network saw; boxes: where that lies in the original photos; pairs and matches:
+    as the network answered them; without matches the points alone are aligned. Every camera gets a focal length of its
+    own, EXIF's, where there is one, as a start.
     Raises ReconstructionError where the pairs hold numbers that are not finite, or do not make a scene.
     """
     pixels = [
@@ -198,10 +219,13 @@ def reconstruct(
         for view, image, box in zip(views.views, images, boxes, strict=True)
     ]
     progress("alignment", 0.0)
-    if len(views) == 2:
+    focals = [view.exif_focal for view in views.views]
+    if matches is not None:
+        linked(pairs, pixels)
+        scene = align_matches(pairs, matches, pixels, lambda done: progress("alignment", done), focals=focals)
+    elif len(views) == 2:
         scene = _two_views(pairs, pixels)
     else:
-        focals = [view.exif_focal for view in views.views]
         scene = align(pairs, pixels, lambda done: progress("alignment", done), focals=focals)
     scene = scene.seen_from(views.reference)
     shares = agreement(scene, pairs)

@@ -13,9 +13,10 @@ import torch
 
 from export.contract import DESCRIPTION_FILE
 from export.onnx_graph import export_onnx
-from model.config import DUSt3RConfig, ModelConfig
+from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import DUSt3R
 from model.families import Network
+from model.mast3r import MASt3R
 from model.mvdust3r import MVDUSt3R
 
 TINY_CONFIG = ModelConfig(
@@ -39,6 +40,10 @@ TINY_PAIRS = DUSt3RConfig(
     decoder_heads=2,
     dense=False,
 )
+TINY_MATCHES = MASt3RConfig(
+    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
+    descriptor=8,
+)
 TINY_LONG_SIDE = 64
 
 
@@ -50,9 +55,9 @@ def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
     return with_random_weights(MVDUSt3R(config), seed)
 
 
-def tiny_pair_network(config: DUSt3RConfig = TINY_PAIRS, seed: int = 0) -> DUSt3R:
+def tiny_pair_network(config: DUSt3RConfig | MASt3RConfig = TINY_PAIRS, seed: int = 0) -> DUSt3R | MASt3R:
     """The same for a pairwise network."""
-    return with_random_weights(DUSt3R(config), seed)
+    return with_random_weights(MASt3R(config) if isinstance(config, MASt3RConfig) else DUSt3R(config), seed)
 
 
 def with_random_weights(network: N, seed: int) -> N:

@@ -55,7 +55,8 @@ def job(views: int, seed: int = 0, reference: int = 0) -> Views:
 def test_pairs_are_what_the_network_says_of_them(session: PairSession) -> None:
     """Whatever the photos' sizes, and whichever shared a pass."""
     network, images = tiny_pair_network(), [view.crop for view in job(4).views]
-    pairs = session._see(images, silent)
+    pairs, matches = session._see(images, silent)
+    assert matches is None
     assert sorted((pair.i, pair.j) for pair in pairs) == sorted(choose_pairs(4))
     tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images]
     for pair in pairs:
@@ -130,24 +131,25 @@ def truth(session: PairSession, room: tuple[Room, np.ndarray], monkeypatch: pyte
     return made
 
 
-def assert_true(truth: Truth, prediction: Prediction, order: list[int]) -> None:
+def assert_true(truth: Truth, prediction: Prediction, slack: float = 1) -> None:
     """Cameras, points and crops are the truth's, in the reference's frame, up to one scale."""
+    order = range(len(prediction.points))
     found = np.stack([camera.camera_to_world for camera in prediction.cameras])
     masks = [prediction.confidence[k] > 0 for k in range(len(order))]
     theirs = np.concatenate([prediction.points[k][mask] for k, mask in enumerate(masks)]).astype(np.float64)
     ours = np.concatenate([truth.points[v][masks[k][: GRIDS[v][0], : GRIDS[v][1]]] for k, v in enumerate(order)])
     to_truth = fit_similarity(theirs, ours, np.ones(len(ours)))
     scale = np.cbrt(np.linalg.det(to_truth[:3, :3]))
-    assert np.median(np.linalg.norm(theirs @ to_truth[:3, :3].T + to_truth[:3, 3] - ours, axis=1)) < 0.02
+    assert np.median(np.linalg.norm(theirs @ to_truth[:3, :3].T + to_truth[:3, 3] - ours, axis=1)) < 0.02 * slack
     for k, view in enumerate(order):
         moved = to_truth @ found[k]
         turn = np.linalg.inv(truth.poses[view][:3, :3]) @ moved[:3, :3] / scale
-        assert np.degrees(np.linalg.norm(Rotation.from_matrix(turn).as_rotvec())) < 0.7
-        assert np.linalg.norm(moved[:3, 3] - truth.poses[view][:3, 3]) < 0.05
+        assert np.degrees(np.linalg.norm(Rotation.from_matrix(turn).as_rotvec())) < 0.7 * slack
+        assert np.linalg.norm(moved[:3, 3] - truth.poses[view][:3, 3]) < 0.05 * slack
         camera, size = prediction.cameras[k], PHOTOS[view]
-        assert camera.focal == pytest.approx(truth.focals[view], rel=0.02)
+        assert camera.focal == pytest.approx(truth.focals[view], rel=0.02 * slack)
         np.testing.assert_allclose(camera.K[:2, 2], np.array(size) / 2)
-        assert camera.inlier_share > 0.95
+        assert camera.inlier_share > (0.95 if slack == 1 else 0.7)
         # What the files rely on: a point lies on the ray of its pixel in the original photo.
         local = (prediction.points[k][masks[k]] - found[k][:3, 3]) @ found[k][:3, :3] @ camera.K.T
         centres = pixel_centres(prediction.crops[k], *prediction.confidence.shape[1:])[masks[k]]
@@ -160,7 +162,7 @@ def test_a_room_is_found_from_its_pairs(session: PairSession, truth: Truth, refe
     (prediction,) = session.run([dataclasses.replace(truth.views, reference=reference)], silent)
     assert isinstance(prediction, Prediction)
     assert truth.encoded == 4
-    assert_true(truth, prediction, [0, 1, 2, 3])
+    assert_true(truth, prediction)
     np.testing.assert_allclose(prediction.cameras[reference].camera_to_world, np.eye(4), atol=1e-9)
     assert not prediction.low_confidence
     assert prediction.warnings == ()
@@ -179,8 +181,53 @@ def test_two_photos_need_no_alignment(session: PairSession, truth: Truth, refere
     two = Views(truth.views.views[:2], reference=reference)
     (prediction,) = session.run([two], silent)
     assert isinstance(prediction, Prediction)
-    assert_true(truth, prediction, [0, 1])
+    assert_true(truth, prediction)
     np.testing.assert_allclose(prediction.cameras[reference].camera_to_world, np.eye(4), atol=1e-9)
+
+
+@pytest.fixture
+def matching(session: PairSession, truth: Truth, monkeypatch: pytest.MonkeyPatch) -> PairSession:
+    """The same as a network that tells points by descriptors: random waves over the room."""
+    rng = np.random.default_rng(5)
+    waves, phases = rng.normal(0, 4, (3, 24)), rng.uniform(0, 6, 24)
+    description = dataclasses.replace(session._description, network="mast3r")
+    matching = PairSession(description, session._encoder, session._decoder, 0)
+
+    def decode(first: list[np.ndarray], second: list[np.ndarray], heartbeat=None) -> list[np.ndarray]:
+        points_i, sure_i, points_j, sure_j = truth.decode(first, second)
+        described = []
+        for tokens in (first, second):
+            raw = [np.cos(truth.points[int(view[0, 0, 0])] @ waves + phases) for view in tokens]
+            described.append([(d / np.linalg.norm(d, axis=-1, keepdims=True)).astype(np.float32) for d in raw])
+        at_i, at_j = map(np.stack, described)
+        return [points_i, sure_i, at_i, sure_i, points_j, sure_j, at_j, sure_j]
+
+    monkeypatch.setattr(matching, "_encode", truth.encode)
+    monkeypatch.setattr(matching, "_decode", decode)
+    return matching
+
+
+@pytest.mark.parametrize(("count", "reference"), [(4, 0), (4, 2), (2, 1)])
+def test_a_room_is_found_from_what_descriptors_match(
+    matching: PairSession, truth: Truth, count: int, reference: int
+) -> None:
+    views = Views(truth.views.views[:count], reference=reference)
+    stages: list[str] = []
+    (prediction,) = matching.run([views], lambda stage, _: stages.append(stage))
+    assert isinstance(prediction, Prediction)
+    assert_true(truth, prediction, slack=2.5)  # matches are whole pixels, and pixels are coarse here
+    np.testing.assert_allclose(prediction.cameras[reference].camera_to_world, np.eye(4), atol=1e-9)
+    assert list(dict.fromkeys(stages)) == ["forward", "alignment"]
+
+
+def test_photos_without_matches_are_refused(
+    matching: PairSession, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see = matching._see
+    monkeypatch.setattr(matching, "_see", lambda *a: (see(*a)[0], []))
+    (failure,) = matching.run([truth.views], silent)
+    assert isinstance(failure, ReconstructionError)
+    assert "too few points in common" in failure.detail
 
 
 def test_exif_is_where_focal_lengths_start(session: PairSession, truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +242,7 @@ def test_exif_is_where_focal_lengths_start(session: PairSession, truth: Truth, m
     photos = [dataclasses.replace(v, exif_focal=f) for v, f in zip(truth.views.views, truth.focals, strict=True)]
     (prediction,) = session.run([Views((*photos[:3], truth.views.views[3]))], silent)
     assert given == [*truth.focals[:3], None]
-    assert_true(truth, prediction, [0, 1, 2, 3])
+    assert_true(truth, prediction)
 
 
 def test_what_does_not_agree_is_said_to_be_doubtful(session: PairSession) -> None:
@@ -214,11 +261,11 @@ def test_one_jobs_failure_is_its_own(
     see = session._see
 
     def seen(images, progress):
-        pairs = see(images, progress)
+        pairs, matches = see(images, progress)
         if len(answered) == 1:
             pairs[0].points_j[0, 0] = np.nan
         answered.append(pairs)
-        return pairs
+        return pairs, matches
 
     answered: list[list] = []
     monkeypatch.setattr(session, "_see", seen)

@@ -36,7 +36,7 @@ from model.checkpoint import load, upstream_name
 from model.config import ModelConfig
 from model.mvdust3r import MVDUSt3R
 from service.models import Registry
-from tests.tiny import TINY_CONFIG, make_tiny_artifact, tiny_network
+from tests.tiny import TINY_CONFIG, make_tiny_artifact, tiny_network, tiny_pair_network
 
 NAME = "mvdust3r-plus"
 COMMIT = "c0ffee" * 6 + "abcd"
@@ -212,6 +212,18 @@ def test_a_declined_licence_fetches_nothing(hub: Hub, models: Path) -> None:
         fetch(hub, models, accept=False)
     assert hub.asked == []
     assert list(models.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_pairwise_network_of_ones_own_is_served(tmp_path: Path, models: Path) -> None:
+    network = tiny_pair_network()
+    state = {upstream_name(name, network.config): tensor for name, tensor in network.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "mine.pth")
+    assert add(tmp_path / "mine.pth", models, "dust3r-224")
+    registry = Registry(models)
+    info = registry.infos()[1]
+    assert (info.name, info.network, info.square, registry.default()) == ("dust3r-224", "dust3r", 224, "dust3r-224")
+    registry.open("dust3r-224").warm_up()
 
 
 @pytest.mark.parametrize("name", [name for name in RELEASED if RELEASED[name].network not in NETWORKS] + ["gpt"])
