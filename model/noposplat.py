@@ -45,10 +45,7 @@ class GaussianHead(nn.Module):
         opacity, scale, rotation, harmonics = raw.split([1, 3, 4, raw.shape[-1] - 8], dim=-1)
         opacity = opacity.squeeze(-1).sigmoid()
         rotation = rotation / (torch.linalg.vector_norm(rotation, dim=-1, keepdim=True) + 1e-8)
-        gain = [
-            HARMONIC_GAIN * HARMONIC_DECAY**d if d else 1.0 for d in range(self.degree + 1) for _ in range(2 * d + 1)
-        ]
-        harmonics = harmonics.unflatten(-1, (3, -1)) * harmonics.new_tensor(gain)
+        harmonics = harmonics.unflatten(-1, (3, -1)) * harmonics.new_tensor(harmonic_gains(self.degree))
         return {
             "points": to_points(self.centres(layers, grid)),
             "confidence": opacity,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import struct
-import zipfile
 
 import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from model.types import Float64, Scene, UInt8
+from service.formats.archive import pack
 from service.formats.cameras import image_path
 from service.formats.tracks import PlacedView, tracks
 
@@ -30,17 +30,14 @@ def encode(scene: Scene) -> memoryview:
     """
     found = tracks(scene)
     placed, points, colours, observed = found.views, found.points, found.colours, found.observed
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        contents = {
+    return pack(
+        {
             "sparse/0/cameras.bin": _cameras(placed),
             "sparse/0/images.bin": _images(placed, observed),
             "sparse/0/points3D.bin": _points(placed, points, colours, observed),
             **{image_path(view.index): _jpeg(view.image) for view in placed},
         }
-        for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)  # Equal scenes give equal files.
-    return buffer.getbuffer()
+    )
 
 
 def _camera_numbers(placed: list[PlacedView]) -> dict[tuple[tuple[int, int], bytes], int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from model.fusion import depth_in
 from model.types import Scene
+from service.formats.archive import pack
 from service.formats.cameras import image_path
 
 CONVENTIONS = {
@@ -43,8 +43,4 @@ def encode(scene: Scene) -> memoryview:
         views.append({"name": photo, "depth": name, "scale": scale, "crop": prediction.crops[index].tolist()})
     listing = {"conventions": CONVENTIONS, "views": views}
     contents["depth.json"] = json.dumps(listing, indent=1, ensure_ascii=False).encode()
-    archive_buffer = io.BytesIO()
-    with zipfile.ZipFile(archive_buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)  # Equal scenes give equal files.
-    return archive_buffer.getbuffer()
+    return pack(contents)
