@@ -124,6 +124,39 @@ def test_a_known_similarity_is_recovered(seed: int, scale: float, flat: bool) ->
     np.testing.assert_allclose(back @ found, np.eye(4), atol=1e-8 * max(scale, 1 / scale))
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_one_similarity_after_another_is_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = (np.eye(4), np.eye(4))
+    for similarity in (first, second):
+        similarity[:3, :3] = rng.uniform(0.2, 5) * Rotation.random(rng=rng).as_matrix()
+        similarity[:3, 3] = rng.normal(size=3)
+    source, weight = rng.normal(size=(20, 3)), rng.uniform(0.1, 1, 20)
+    there = source @ first[:3, :3].T + first[:3, 3]
+    on = there @ second[:3, :3].T + second[:3, 3]
+    np.testing.assert_allclose(fit_similarity(source, on, weight), second @ first, atol=1e-9)
+    found = fit_similarity(there, on, weight) @ fit_similarity(source, there, weight)
+    np.testing.assert_allclose(found, second @ first, atol=1e-9)
+    np.testing.assert_allclose(fit_similarity(source, source, weight), np.eye(4), atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.floats(0.1, 10), sign=st.sampled_from([-1, 1]))
+def test_poses_survive_their_parameters(seed: int, length: float, sign: int) -> None:
+    """Quaternions of any length and either sign, folded translations from tiny to huge."""
+    rng = np.random.default_rng(seed)
+    turns, moves = Rotation.random(5, rng=rng), rng.normal(size=(5, 3)) * 10 ** rng.uniform(-3, 3, (5, 1))
+    quaternions, folded = sign * length * turns.as_quat(), np.sign(moves) * np.log1p(np.abs(moves))
+    scales = rng.uniform(-1, 1, 5)
+    state = alignment.State(quaternions, folded, np.zeros(5), quaternions, folded, scales, [])
+    poses, similarities = state.camera_to_world(), state.pair_to_world()
+    np.testing.assert_allclose(poses[:, :3, :3], turns.as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(poses[:, :3, 3], moves, rtol=1e-9)
+    np.testing.assert_allclose(similarities[:, :3], state.scales()[:, None, None] * poses[:, :3], rtol=1e-9, atol=1e-12)
+    assert np.exp(np.log(state.scales()).mean()) == pytest.approx(alignment.MEAN_PAIR_SCALE)
+
+
 def without_confidence(pair: Pair) -> Pair:
     return replace(pair, confidence_i=np.ones_like(pair.confidence_i), confidence_j=np.zeros_like(pair.confidence_j))
 

@@ -30,10 +30,23 @@ def a_pose(rng: np.random.Generator, angle: float = 0.4) -> np.ndarray:
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_inverting_a_rigid_transform_is_an_involution(seed: int) -> None:
-    pose = a_pose(np.random.default_rng(seed), angle=3.0)
-    np.testing.assert_allclose(invert_rigid(pose) @ pose, np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(invert_rigid(invert_rigid(pose)), pose, atol=1e-12)
+def test_poses_obey_the_laws_of_a_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b, c = (a_pose(rng, angle=3.1) for _ in range(3))
+    unit = np.eye(4)
+    np.testing.assert_array_equal(invert_rigid(unit), unit)
+    for product, expected in (
+        (invert_rigid(a) @ a, unit),
+        (a @ invert_rigid(a), unit),
+        (invert_rigid(invert_rigid(a)), a),
+        (invert_rigid(a @ b), invert_rigid(b) @ invert_rigid(a)),
+        # From a to c by way of b.
+        ((invert_rigid(a) @ b) @ (invert_rigid(b) @ c), invert_rigid(a) @ c),
+    ):
+        np.testing.assert_allclose(product, expected, atol=1e-12)
+        # Closed: what comes out is a pose again.
+        np.testing.assert_allclose(product[:3, :3] @ product[:3, :3].T, np.eye(3), atol=1e-12)
+        np.testing.assert_array_equal(product[3], unit[3])
 
 
 def a_prediction(
