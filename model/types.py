@@ -26,6 +26,8 @@ WORKING_SIDE = 1600
 
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
+Tick = Callable[[float], None]
+"""`tick(fraction)`: the same within one stage."""
 
 
 class ReconstructionError(Exception):

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from model.classical.overlap import choose_reference
-from model.classical.parallel import Tick
 from model.fusion import fuse
 from model.geometry.poses import solve_cameras
-from model.types import Camera, Prediction, Progress, ReconstructionError, View, Views
+from model.types import Camera, Prediction, Progress, ReconstructionError, Tick, View, Views
 from service import formats
 from service.schemas import DEFAULT_OUTPUTS, Options
 

@@ -11,8 +11,8 @@ import numpy as np
 import pycolmap
 
 from model.classical import completion, dense, gate, poses
-from model.classical.parallel import each
 from model.classical.poses import Pose, Solution
+from model.parallel import each
 from model.types import (
     Camera,
     Float32,
@@ -21,6 +21,7 @@ from model.types import (
     Prediction,
     Progress,
     ReconstructionError,
+    Tick,
     UInt8,
     View,
     Views,
@@ -159,7 +160,7 @@ def _grid(colour: UInt8, view: View, pose: Pose) -> dense.Grid:
     return dense.Grid(grey, K, np.ascontiguousarray(pose.R), np.ascontiguousarray(pose.t))
 
 
-def _stereo(solution: Solution, grids: dict[int, dense.Grid], tick: poses.Tick) -> dict[int, dense.DepthMap]:
+def _stereo(solution: Solution, grids: dict[int, dense.Grid], tick: Tick) -> dict[int, dense.DepthMap]:
     placed = list(grids)
     found = [solution.poses[v] for v in placed]
     centres = np.array([pose.centre for pose in found])

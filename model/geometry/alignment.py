@@ -19,11 +19,10 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from model.classical.parallel import Tick, cores
-from model.compiled import compiled
 from model.geometry.focal import weiszfeld_focal
 from model.geometry.poses import MIN_POINTS, invert_rigid, solve_focal, solve_pose
-from model.types import Float32, Float64, ReconstructionError
+from model.parallel import compiled, cores
+from model.types import Float32, Float64, ReconstructionError, Tick
 
 Schedule = Literal["cosine", "linear"]
 

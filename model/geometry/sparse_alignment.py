@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 
-from model.classical.parallel import Tick
 from model.geometry.alignment import Alignment, Pair, align, fit_similarity
 from model.geometry.matching import Indices
-from model.types import Float32, Float64, ReconstructionError
+from model.types import Float32, Float64, ReconstructionError, Tick
 
 MIN_MATCHES = 15
 """Pairs with fewer matches say nothing."""
