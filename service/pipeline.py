@@ -68,11 +68,11 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
     scene = fuse(prediction, views, cameras, options.confidence_percentile, options.max_points)
     fused = time.perf_counter()
 
-    files = {}
+    encoder, files = formats.Encoder(scene), {}
     wanted = options.outputs or DEFAULT_OUTPUTS
     for done, name in enumerate(wanted):
         progress("formats", done / len(wanted))
-        files[name] = formats.encode(name, scene)
+        files[name] = encoder.encode(name)
     progress("formats", 1.0)
     return Outcome(
         files=files,
