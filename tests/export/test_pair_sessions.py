@@ -245,6 +245,19 @@ def test_exif_is_where_focal_lengths_start(session: PairSession, truth: Truth, m
     assert_true(truth, prediction)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("by", ["pointmaps", "descriptors"])
+def test_photos_of_one_camera_share_one_focal_or_not(request, truth: Truth, by: str, count: int) -> None:
+    session = request.getfixturevalue("session" if by == "pointmaps" else "matching")
+    for shared in (True, False):
+        (prediction,) = session.run([Views(truth.views.views[:count], shared_focal=shared)], silent)
+        focals = [camera.focal for camera in prediction.cameras]
+        # Three by one camera, one of them upright, and one by another.
+        assert len(set(focals[:3])) == (1 if shared else min(count, 3))
+        assert len(set(focals)) == ({2: 1, 4: 2}[count] if shared else count)
+        assert_true(truth, prediction, slack=1 if by == "pointmaps" else 2.5)
+
+
 def test_what_does_not_agree_is_said_to_be_doubtful(session: PairSession) -> None:
     """Random weights: whatever comes, it is not handed out as sure."""
     for views in (2, 3):
