@@ -143,10 +143,13 @@ class PairSession:
             done += count
             progress("forward", done / (len(images) + len(chosen)))
 
-        told(0)
+        def heartbeat(_: float = 0.0) -> None:
+            told(0)
+
+        heartbeat()
         tokens = []
         for image in images:
-            tokens.append(self._encode(image, lambda _: told(0)))
+            tokens.append(self._encode(image, heartbeat))
             told(1)
         alike = defaultdict(list)
         for i, j in chosen:
@@ -157,7 +160,7 @@ class PairSession:
             for start in range(0, len(group), at_once):
                 part = group[start : start + at_once]
                 first, second = ([view[side] for view in part] for side in (0, 1))
-                outputs = self._decode([tokens[i] for i in first], [tokens[j] for j in second], lambda _: told(0))
+                outputs = self._decode([tokens[i] for i in first], [tokens[j] for j in second], heartbeat)
                 for (i, j), *fields in zip(part, *outputs, strict=True):
                     answer = dict(zip(self._outputs, fields, strict=True))
                     pairs.append(
@@ -172,10 +175,14 @@ class PairSession:
                     )
                     if self._matches and i < j:
                         # At once: the descriptors of all pairs would take far more memory than their points.
-                        ends = [answer[f"{view}_descriptors"] for view in ("first", "second")]
-                        sure = [answer[f"{view}_descriptor_confidence"] for view in ("first", "second")]
-                        matches.append(Matches(i, j, *match_both_ways(*ends, *sure)))
-                        told(0)
+                        found = match_both_ways(
+                            answer["first_descriptors"],
+                            answer["second_descriptors"],
+                            answer["first_descriptor_confidence"],
+                            answer["second_descriptor_confidence"],
+                            heartbeat=heartbeat,
+                        )
+                        matches.append(Matches(i, j, *found))
                 told(len(part))
         return pairs, matches if self._matches else None
 
@@ -249,7 +256,7 @@ def reconstruct(
     unsure = [view.name for view, share in zip(views.views, shares, strict=True) if share < DOUBTFUL]
     tick(1.0)
     return Prediction(
-        *_padded(images, boxes, scene.points, clear_air(scene)),
+        *_padded(images, boxes, scene.points, clear_air(scene, lambda: tick(1.0))),
         cameras=cameras,
         low_confidence=bool(unsure),
         warnings=(f"The cameras of these photos are doubtful: {', '.join(unsure)}.",) if unsure else (),

@@ -28,6 +28,8 @@ Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
 Tick = Callable[[float], None]
 """`tick(fraction)`: the same within one stage."""
+Heartbeat = Callable[[], None]
+"""Called every now and then in work whose share done cannot be told. It may raise, likewise."""
 
 
 class ReconstructionError(Exception):

@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 from model.geometry.focal import weiszfeld_focal
 from model.geometry.poses import MIN_POINTS, invert_rigid, solve_focal, solve_pose
 from model.parallel import compiled, cores
-from model.types import Float32, Float64, ReconstructionError, Tick
+from model.types import Float32, Float64, Heartbeat, ReconstructionError, Tick
 
 Schedule = Literal["cosine", "linear"]
 
@@ -116,7 +116,8 @@ def align(
     shapes that do not fit.
     """
     pairs = linked(pairs, pixels)
-    state = _start(pairs, pixels, focals or [None] * len(pixels), numbered(cameras or range(len(pixels))))
+    camera_of = numbered(cameras or range(len(pixels)))
+    state = _start(pairs, pixels, focals or [None] * len(pixels), camera_of, lambda: tick(0.0))
     problem = Problem(pairs, pixels)
     losses = np.zeros(iterations)
     moments = [(np.zeros_like(array), np.zeros_like(array)) for array in state.arrays()]
@@ -151,7 +152,7 @@ def scheduled_rate(done: float, rate: float, schedule: Schedule) -> float:
     return float(LAST_RATE + (rate - LAST_RATE) * share)
 
 
-def clear_air(alignment: Alignment) -> tuple[Float32, ...]:
+def clear_air(alignment: Alignment, heartbeat: Heartbeat = lambda: None) -> tuple[Float32, ...]:
     """The confidences, set to 0 for points that float before a surface which another view is surer of.
 
     A view sees through such a point. N times (H, W); views are compared one after the other (upstream's order).
@@ -161,6 +162,7 @@ def clear_air(alignment: Alignment) -> tuple[Float32, ...]:
         for j, pose in enumerate(alignment.camera_to_world):
             if i == j:
                 continue
+            heartbeat()
             local = (points - pose[:3, 3]) @ pose[:3, :3]
             height, width = alignment.depths[j].shape
             origin, spacing = alignment.pixels[j][0, 0], _spacing(alignment.pixels[j])
@@ -226,6 +228,16 @@ def fit_similarity(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -
     moved = np.eye(4)
     moved[:3, :3], moved[:3, 3] = scale * R, to - scale * R @ from_
     return moved
+
+
+def place_pairs(pairs: Sequence[Pair], points: Sequence[np.ndarray], heartbeat: Heartbeat) -> Float64:
+    """(E, 4, 4) similarities that move each pair's pointmaps to where its first view's `points` (H, W, 3) lie."""
+    found = []
+    for pair in pairs:
+        heartbeat()
+        weight = pair.confidence_i.ravel()
+        found.append(fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), weight))
+    return np.stack(found)
 
 
 @dataclass(slots=True)
@@ -454,7 +466,11 @@ def _adam(
 
 
 def _start(
-    pairs: Sequence[Pair], pixels: Sequence[Float64], focals: Sequence[float | None], camera_of: NDArray[np.int64]
+    pairs: Sequence[Pair],
+    pixels: Sequence[Float64],
+    focals: Sequence[float | None],
+    camera_of: NDArray[np.int64],
+    heartbeat: Heartbeat,
 ) -> State:
     """A first state: pointmaps joined along the maximum spanning tree of the pairs' confidence."""
     scores = [float(pair.confidence_i.mean() * pair.confidence_j.mean()) for pair in pairs]
@@ -467,6 +483,7 @@ def _start(
     points, poses = _join(_spanning_tree(ranking, len(pixels)))
     confidence = best_confidence(pairs, len(pixels))
     for view, cloud in points.items():
+        heartbeat()
         flat, grid, sure = (
             cloud.reshape(-1, 3),
             pixels[view].reshape(-1, 2),
@@ -486,12 +503,7 @@ def _start(
                 "Leave that photo out, or take it again from nearer to the others.",
             )
 
-    to_world = np.stack(
-        [
-            fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), pair.confidence_i.ravel())
-            for pair in pairs
-        ]
-    )
+    to_world = place_pairs(pairs, [points[view] for view in range(len(pixels))], heartbeat)
     scales = np.cbrt(np.linalg.det(to_world[:, :3, :3]))
     shrink = MEAN_PAIR_SCALE / np.exp(np.log(scales).mean())
     camera_to_world = np.stack([poses[view] for view in range(len(pixels))])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 
-from model.geometry.alignment import Alignment, Pair, align, fit_similarity, numbered
+from model.geometry.alignment import Alignment, Pair, align, numbered, place_pairs
 from model.geometry.matching import Indices
 from model.types import Float32, Float64, ReconstructionError, Tick
 
@@ -146,7 +146,7 @@ def align_matches(
             "The photos have too few points in common.", "Add photos that share more than half of what they show."
         )
     pairs = [pair for pair in pairs if {pair.i, pair.j} in seen]
-    start = align(pairs, pixels, focals=focals, cameras=cameras, iterations=0)
+    start = align(pairs, pixels, lambda _: tick(0.0), focals=focals, cameras=cameras, iterations=0)
     clouds = _canonical_points(pairs, start)
     start = replace(start, depths=tuple(cloud[..., 2] for cloud in clouds))
     sides = [side for m in matches for side in _sides(m, start, clouds)]
@@ -169,12 +169,7 @@ def align_matches(
         depths=_corrected_depths(start, solved),
         losses=np.array(costs + more),
     )
-    points = aligned.points
-    to_world = [
-        fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), pair.confidence_i.ravel())
-        for pair in pairs
-    ]
-    return replace(aligned, pair_to_world=np.stack(to_world))
+    return replace(aligned, pair_to_world=place_pairs(pairs, aligned.points, lambda: tick(1.0)))
 
 
 def _canonical_points(pairs: Sequence[Pair], start: Alignment) -> tuple[Float32, ...]:

@@ -329,6 +329,19 @@ def test_a_pass_may_be_cancelled_while_it_runs(session: PairSession, monkeypatch
     assert beats == [0, 0, 0]
 
 
+def test_a_pair_may_be_cancelled_while_it_is_matched(matching: PairSession, truth: Truth) -> None:
+    told: list[float] = []
+
+    def cancel(stage: str, fraction: float) -> None:
+        if fraction > 0.3 and told[-1] == fraction:
+            raise KeyError("cancelled")
+        told.append(fraction)
+
+    with pytest.raises(KeyError, match="cancelled"):
+        matching.run([truth.views], cancel)
+    assert told[-1] == told[-2] + 1 / 16  # nothing but the search for matches tells a share twice here
+
+
 def test_a_job_too_large_is_refused_before_it_runs(
     session: PairSession, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ def test_permuting_the_views_permutes_the_answer(mixed: Scene) -> None:
 def test_gradients_are_those_of_finite_differences(mixed: Scene, camera_of: list[int]) -> None:
     pairs = mixed.pairs(noise=0.05)
     problem = alignment.Problem(pairs, mixed.pixels)
-    state = alignment._start(pairs, mixed.pixels, [None] * 4, np.array(camera_of))
+    state = alignment._start(pairs, mixed.pixels, [None] * 4, np.array(camera_of), lambda: None)
     rng = np.random.default_rng(0)
     for array in state.arrays():
         array += 0.1 * rng.normal(size=array.shape)
@@ -233,6 +233,17 @@ def test_progress_rises_to_the_end_and_may_cancel(mixed: Scene) -> None:
 
     with pytest.raises(InterruptedError):
         align(mixed.pairs(), mixed.pixels, cancel, iterations=10)
+    # The start takes its time as well.
+    align(mixed.pairs(), mixed.pixels, ticks.append, iterations=0)
+    assert ticks.count(0) > 12
+
+
+def test_clearing_the_air_may_be_cancelled(mixed: Scene) -> None:
+    def cancel() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        clear_air(align(mixed.pairs(), mixed.pixels, iterations=0), cancel)
 
 
 def test_points_that_float_before_a_surer_surface_lose_their_confidence(mixed: Scene) -> None:

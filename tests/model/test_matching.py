@@ -76,6 +76,20 @@ def test_descriptors_and_points_that_are_not_finite() -> None:
     assert mutual_nearest_points(points * np.nan, POINTS["P2"]).shape == (0, 2)
 
 
+def test_a_long_search_may_be_cancelled_on_its_way() -> None:
+    beats: list[int] = []
+
+    def heartbeat() -> None:
+        beats.append(len(beats))
+        if len(beats) == 3:
+            raise InterruptedError
+
+    confidence = [DESCRIPTORS[name] for name in ("confA", "confB")]
+    with pytest.raises(InterruptedError):
+        match_both_ways(A, B, *confidence, spacing=1, heartbeat=heartbeat)
+    assert len(beats) == 3
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_relative_pose_follows_from_matches_and_its_inverse_from_the_other_way(seed: int) -> None:
