@@ -54,6 +54,8 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
             "Try other photos of the place, or another model.",
         )
     progress("cameras", 0.0)
+    if prediction.reference is not None:
+        views = replace(views, reference=prediction.reference)
     cameras = prediction.cameras
     warnings = list(prediction.warnings)
     low_confidence = prediction.low_confidence

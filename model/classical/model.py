@@ -110,7 +110,8 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
             f"The scene is seen from {views.views[reference].name}, since the reference could not be placed."
         )
     return _prediction(
-        views, solution, colours, surfaces, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
+        views, solution, colours, surfaces,
+        reference=reference, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
         details={
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             "sparse_points": len(solution.points),
@@ -211,8 +212,8 @@ def _support(grids: dict[int, dense.Grid], maps: dict[int, dense.DepthMap]) -> f
 
 
 def _prediction(
-    views: Views, solution: Solution, colours: Sequence[UInt8],
-    surfaces: dict[int, Surface], *, low_confidence: bool, warnings: tuple[str, ...], details: dict[str, object],
+    views: Views, solution: Solution, colours: Sequence[UInt8], surfaces: dict[int, Surface],
+    *, reference: int, low_confidence: bool, warnings: tuple[str, ...], details: dict[str, object],
 ) -> Prediction:  # fmt: skip
     count = len(views)
     H, W = (max(colour.shape[axis] for colour in colours) for axis in (0, 1))
@@ -239,7 +240,7 @@ def _prediction(
         cameras[v] = Camera(stretch @ pose.K, pose_in_world, pose.inlier_share)
     return Prediction(
         points, confidence, rgb, crops,
-        cameras=tuple(cameras), low_confidence=low_confidence, warnings=warnings, details=details,
+        cameras=tuple(cameras), reference=reference, low_confidence=low_confidence, warnings=warnings, details=details,
     )  # fmt: skip
 
 
