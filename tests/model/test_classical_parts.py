@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model.classical import completion, dense, gate
-from model.classical.parallel import each
 from model.classical.poses import Pose, Solution, match
+from model.parallel import compiled, each
 from model.types import ReconstructionError
 
 
@@ -83,7 +83,7 @@ def test_kernels_compile_where_no_folder_can_be_written(monkeypatch):
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", unwritable)
-    assert dense.compiled(lambda x: x + 1)(1) == 2
+    assert compiled(lambda x: x + 1)(1) == 2
 
 
 def test_filling_continues_a_surface_and_stops_at_colours():
