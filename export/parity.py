@@ -128,7 +128,7 @@ def compare_splats(network: NoPoSplat, session: ort.InferenceSession, batch: int
     """One case. Every view has intrinsics of its own, so that a graph which exchanges or ignores them shows."""
     rng = np.random.default_rng(views)
     images = rng.uniform(-1, 1, (batch, views, 3, square, square)).astype(np.float32)
-    intrinsics = np.broadcast_to(np.float32([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]), (batch, views, 3, 3)).copy()
+    intrinsics = np.tile(np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], np.float32), (batch, views, 1, 1))
     intrinsics[:, :, [0, 1], [0, 1]] = rng.uniform(0.6, 1.6, (batch, views, 2))
     with torch.inference_mode():
         output = network(torch.from_numpy(images), torch.from_numpy(intrinsics))

@@ -15,14 +15,13 @@ from model.encoder import Encoder, token_grid
 from model.heads import to_points
 from model.layers import Rope, own_group_bias, rope_table
 from model.output import NetworkOutput
+from model.types import SH_C0
 
 SCALE_GAIN = 0.001
 SCALE_LIMIT = 0.3
 HARMONIC_GAIN = 0.1
 HARMONIC_DECAY = 0.25
 """Harmonics of degree l >= 1 are 0.1 * 0.25^l of what the head says: colours start out nearly the same all round."""
-C0 = 0.28209479177387814
-"""The spherical harmonic of degree 0."""
 
 
 def harmonic_gains(degree: int) -> list[float]:
@@ -34,7 +33,7 @@ class ViewsDecoder(LayeredDecoder):
     """The same for views of one size, batched, however many."""
 
     def forward(self, tokens: Tensor, rope: Rope) -> list[Tensor]:
-        """Encoder tokens (B, N, S, C) to layers (B, N, S, C): the encoder's, then every block's, the last one normed."""
+        """Encoder tokens (B, N, S, C) to layers (B, N, S, C): the encoder's, then every block's, the last normed."""
         x = self.embed(tokens)
         layers = [tokens]
         own_view = own_group_bias(x.shape[1], x.shape[2], x)[x.shape[2] :]
@@ -66,7 +65,7 @@ class GaussianHead(nn.Module):
             "scale": (SCALE_GAIN * F.softplus(scale)).clamp_max(SCALE_LIMIT),
             "rotation": rotation.roll(1, dims=-1),  # the head's order is x y z w
             "opacity": opacity,
-            "colour": (0.5 + C0 * harmonics[..., 0]).clamp_min(0),
+            "colour": (0.5 + SH_C0 * harmonics[..., 0]).clamp_min(0),
             "harmonics": harmonics,
         }
 

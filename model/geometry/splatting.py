@@ -1,14 +1,15 @@
 """Gaussians as a pinhole camera sees them, and how the picture changes as the camera moves. On the CPU, without torch.
 
 Elliptical weighted averaging (Zwicker et al., EWA Volume Splatting, IEEE Visualization 2001, eq. 24 to 31), drawn front
-to back as in 3D Gaussian Splatting (Kerbl et al., arXiv 2308.04079, eq. 3 and 5). The derivative by the camera's pose is
-that of Gaussian Splatting SLAM (Matsuki et al., arXiv 2312.06741, eq. 2 to 6), carried forward pixel by pixel.
+to back as in 3D Gaussian Splatting (Kerbl et al., arXiv 2308.04079, eq. 3 and 5). The derivative by the camera's pose
+is that of Gaussian Splatting SLAM (Matsuki et al., arXiv 2312.06741, eq. 2 to 6), carried forward pixel by pixel.
 """
 
 # ruff: noqa: ANN001, ANN202  (numba infers the types of the kernels)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ from model.compiled import compiled
 from model.types import Float32, Float64
 
 LOW_PASS = 0.3
-"""Variance in square pixels that every Gaussian in the picture gets: one narrower than a pixel is seen, too. Networks of
-Gaussians are trained with renderers that do this."""
+"""Variance in square pixels that every Gaussian in the picture gets: one narrower than a pixel is seen, too. Networks
+of Gaussians are trained with renderers that do this."""
 NEAREST = 0.01
 """A Gaussian nearer than this share of the middle one's depth is not drawn: its picture would fill the whole."""
 FIELD = 1.3
@@ -44,7 +45,9 @@ class Ellipsoids:
     """(P, 3, K) spherical harmonics of R, G, B: K a square number, the first coefficient constant all round."""
 
     @classmethod
-    def of(cls, centres: Float32, scale: Float32, rotation: Float32, opacity: Float32, harmonics: Float32) -> Ellipsoids:
+    def of(
+        cls, centres: Float32, scale: Float32, rotation: Float32, opacity: Float32, harmonics: Float32
+    ) -> Ellipsoids:
         """From fields of any leading shape: centres (..., 3), scale (..., 3), rotation w x y z (..., 4) and so on."""
         turned = Rotation.from_quat(rotation.reshape(-1, 4), scalar_first=True).as_matrix() * scale.reshape(-1, 1, 3)
         return cls(
@@ -53,6 +56,10 @@ class Ellipsoids:
             opacity.ravel().astype(np.float64),
             harmonics.reshape(-1, 3, harmonics.shape[-1]),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ellipsoids]) -> Ellipsoids:
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
