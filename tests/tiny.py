@@ -48,8 +48,9 @@ TINY_MATCHES = MASt3RConfig(
 )
 TINY_LONG_SIDE = 64
 TINY_SPLATS = NoPoSplatConfig(
-    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
+    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__} | {"encoder_heads": 4, "decoder_heads": 4},
 )
+"""Head counts that the rule for foreign checkpoints finds."""
 TINY_SPLAT_SQUARE = 64
 NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)}
 """Widths of a dense head that computes at once: no released network's differ."""

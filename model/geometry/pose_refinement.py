@@ -23,6 +23,10 @@ SETTLED = 1e-3
 """A step that lessens the error by a smaller share than this is the last."""
 OUTLIER = 0.1
 """A difference of colours, of 0 to 1, beyond which it counts linearly."""
+WORTH = 0.25
+"""A refined pose must lessen the error by this share. In a rendered room (256 x 256 pixels) right poses lessened it by
+3 to 18 % as they went wrong, by up to 0.4 degrees: Gaussians never look quite like the photo. Poses a quarter of a
+degree off, and more, lessened it by 56 to 94 % as they came back."""
 LEAST_COVER = 0.1
 """Share of the photo that the Gaussians must cover for it to tell the pose."""
 
@@ -34,7 +38,7 @@ class Refined:
     before: float
     """Mean error of a pixel that the Gaussians cover (Huber's, colours from 0 to 1), for the pose at the start."""
     after: float
-    """And for this one: less, or they are the same pose."""
+    """And for this one: clearly less, or they are the same pose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def refine_pose(
             pose = _settle(ellipsoids, target, K, pose, block, lambda share, d=done: tick((d + share) / len(BLOCKS)))
     end = _fit(ellipsoids, target, K, pose, 1)
     tick(1.0)
-    if not end.error < start.error:
+    if not end.error < (1 - WORTH) * start.error:
         return Refined(camera_to_world, start.error, start.error)
     return Refined(pose, start.error, end.error)
 

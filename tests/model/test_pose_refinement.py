@@ -37,7 +37,7 @@ def test_a_disturbed_pose_comes_back(scene: Splatted, degrees: float, share: flo
 def test_a_picture_of_the_gaussians_themselves_is_found_exactly(scene: Splatted) -> None:
     ellipsoids, pose, K = scene.ellipsoids(0, 0), scene.pose(1, 0), scene.Ks[1]
     drawn = draw(ellipsoids, seen_colours(ellipsoids, pose), pose, K, scene.squares[1].shape[:2])
-    photo = np.rint(255 * np.clip(drawn.colour + drawn.clear[..., None] * 0.5, 0, 1)).astype(np.uint8)
+    photo = np.rint(255 * np.clip(drawn.colour / np.maximum(1 - drawn.clear, 1e-3)[..., None], 0, 1)).astype(np.uint8)
     found = refine_pose(ellipsoids, photo, K, disturbed(scene, 3, 0.03, 4))
     turned, off = pose_errors(found.camera_to_world, pose)
     assert turned < 0.02
@@ -53,20 +53,17 @@ def test_a_pose_is_kept_where_nothing_looks_better(scene: Splatted) -> None:
     start = disturbed(scene, 1, 0.01, 0)
     for photo, pose in ((grey, start), (scene.squares[1], start @ np.diag([-1, 1, -1, 1.0]))):
         found = refine_pose(wall, photo, scene.Ks[1], pose)
-        if found.after == found.before:
-            np.testing.assert_array_equal(found.camera_to_world, pose)
-        assert found.after <= found.before
+        np.testing.assert_array_equal(found.camera_to_world, pose)
+        assert found.after == found.before
     assert not np.isfinite(found.after)
 
 
-def test_the_best_pose_hardly_moves(scene: Splatted) -> None:
-    ellipsoids, photo, K = scene.ellipsoids(0, 0), scene.squares[1], scene.Ks[1]
-    best = refine_pose(ellipsoids, photo, K, scene.pose(1, 0))
-    again = refine_pose(ellipsoids, photo, K, best.camera_to_world)
-    assert again.after <= again.before == pytest.approx(best.after)
-    turned, off = pose_errors(again.camera_to_world, best.camera_to_world)
-    assert turned < 0.02
-    assert off < 0.001 * scene.depth
+def test_a_right_pose_is_kept(scene: Splatted) -> None:
+    """Even if another looks a little better: what the Gaussians lack is not the camera's fault."""
+    pose = scene.pose(1, 0)
+    found = refine_pose(scene.ellipsoids(0, 0), scene.squares[1], scene.Ks[1], pose)
+    np.testing.assert_array_equal(found.camera_to_world, pose)
+    assert found.after == found.before
 
 
 def test_it_can_be_cancelled_and_tells_how_far_it_is(scene: Splatted) -> None:
