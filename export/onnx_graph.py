@@ -64,7 +64,7 @@ PAIR_POINT_BYTES, KEPT_COPIES = 16, 3
 """A point and its confidence, and how many times those of all pairs are held while they are aligned."""
 LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
 """What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
-IMAGE_PIXEL_BYTES, FIELD_COPIES = 4000, 3
+IMAGE_PIXEL_BYTES, FIELD_COPIES = 5000, 3
 """What NoPoSplat's heads hold for a pixel of one view, likewise, and how many times what they answer for it."""
 
 

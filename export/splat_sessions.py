@@ -298,7 +298,8 @@ def place(
             others = Ellipsoids.joined([clouds[other] for other in range(len(clouds)) if other != view])
             found = refine_pose(others, seen.squares[view], K, solved[0], told)
             pose = found.camera_to_world
-            refined[view] = (found.before, found.after)
+            if np.isfinite(found.before):
+                refined[view] = (found.before, found.after)
         cameras.append(Camera(intrinsics(focal, size), pose, inlier_share(pose, focal, points, pixels)))
     progress("poses", 1.0)
     return cameras, refined

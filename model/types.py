@@ -54,7 +54,7 @@ class View:
     original_size: tuple[int, int]
     """(width, height) of the upright original in pixels."""
     exif_focal: float | None = None
-    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible."""
+    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible, or as it was given."""
     camera: str = ""
     """Make, model and lens from EXIF: photos of one size with equal values were taken by one camera."""
     crop: UInt8 | None = None

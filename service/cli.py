@@ -117,7 +117,9 @@ def reconstruct(
     reference: Annotated[
         str, typer.Option(help="Number, from 0, of the photo whose camera is the origin; `auto`: a central one.")
     ] = "0",
-    focal: Annotated[str, typer.Option(help="`shared` by the photos of one camera, or `per-view`.")] = "shared",
+    focal: Annotated[
+        str, typer.Option(help="`shared` by the photos of one camera, `per-view`, or in pixels.")
+    ] = "shared",
 ) -> None:
     """Reconstruct without a server: photos in, files out."""
     from service import local

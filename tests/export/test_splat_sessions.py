@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from export import runtime
 from export.contract import ArtifactError, read_description
@@ -15,8 +17,11 @@ from export.sessions import list_models, open_model
 from export.splat_sessions import DOUBTFUL, GUESS, ROUNDS, SplatSession
 from model.geometry.poses import pixel_centres
 from model.types import Model, Prediction, ReconstructionError, View, Views
+from service.images import load_view
 from tests.splatted import FOCAL, SIDE, SIZES, Splatted, pose_errors
 from tests.tiny import TINY_SPLAT_SQUARE, make_tiny_splat_artifact, tiny_splat_network
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "geometry" / "image_loading_noposplat.npz"
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -115,6 +120,21 @@ def test_a_prediction_is_the_networks_answer(
         np.testing.assert_allclose(ours[order], theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
         assert ours.dtype == np.float32
     np.testing.assert_array_equal(prediction.rgb[order], squares)
+
+
+def test_photos_and_lenses_are_cut_as_upstream_cuts_them(session: SplatSession) -> None:
+    """Resized so that they cover the square, LANCZOS, the middle of it; the lens follows."""
+    with np.load(GOLDEN) as arrays:
+        golden = {name.rpartition("/")[2]: arrays[name] for name in arrays.files}
+    buffer = io.BytesIO()
+    Image.fromarray(golden["input_u8"]).save(buffer, "PNG")
+    photo = load_view("a.png", buffer.getvalue(), TINY_SPLAT_SQUARE)
+    assert golden["image_0_1"].shape[1] == TINY_SPLAT_SQUARE
+    np.testing.assert_array_equal(photo.crop, np.rint(golden["image_0_1"].transpose(1, 2, 0) * 255).astype(np.uint8))
+    seen = session._look(Views((photo, photo)))
+    focal = golden["intrinsics_in"][0, 0] * photo.original_size[0]
+    across = seen.in_square(0, focal)[0]
+    np.testing.assert_allclose(across, golden["intrinsics_out"][0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("reference", [0, 2])
