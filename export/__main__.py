@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from export.contract import MAX_VIEWS, ArtifactError, name_after
+from export.contract import ArtifactError, name_after
 
 
 def export(
@@ -18,7 +18,7 @@ def export(
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
     square: Annotated[int | None, typer.Option(help="Side in pixels of the squares it will see.")] = None,
     long_side: Annotated[int | None, typer.Option(help="Or the long side of images of the photos' own shape.")] = None,
-    max_views: Annotated[int, typer.Option(help="The most photos a job may have.")] = MAX_VIEWS,
+    max_views: Annotated[int | None, typer.Option(help="The most photos a job may have.")] = None,
 ) -> None:
     """Write CHECKPOINT as an ONNX artifact, once its answers have been compared with the checkpoint's own."""
     try:

@@ -10,6 +10,13 @@ square's side):
     rotation    float32 (B, N, S, S, 4), w x y z
     opacity     float32 (B, N, S, S), 0 to 1
 
+NoPoSplat is one graph, too, whose frame is its first view's:
+    images      as above
+    intrinsics  float32 (B, N, 3, 3), K with its first row divided by the square's width, its second by its height
+    points, rotation, opacity   as above
+    scale       float32 (B, N, S, S, 3), > 0
+    harmonics   float32 (B, N, S, S, 3, K), of R, G, B
+
 A pairwise network is two: an encoder, which sees a photo once however many pairs that is in, and a decoder, whose two
 views may differ in size. Heights and widths are multiples of DIVISOR, rows and columns so many times less:
     images         float32 (B, 3, H, W), RGB in [-1, 1]
@@ -32,6 +39,10 @@ from typing import Any
 INPUTS = ("images", "references")
 OUTPUTS = ("points", "confidence", "scale", "rotation", "opacity")
 
+SPLAT_INPUTS = ("images", "intrinsics")
+SPLAT_OUTPUTS = ("points", "scale", "rotation", "opacity", "harmonics")
+SPLATS = "noposplat"
+
 ENCODER_INPUTS = ("images",)
 ENCODER_OUTPUTS = ("tokens",)
 DECODER_INPUTS = ("first_tokens", "second_tokens")
@@ -50,7 +61,7 @@ WEIGHTS_FILE = "weights.safetensors"
 DEFAULT_FILE = "default"
 """In a folder of artifacts: the name of the one to use where none is named."""
 
-NETWORKS = ("mvdust3r-plus", "mvdust3r", *PAIR_FIELDS)
+NETWORKS = ("mvdust3r-plus", "mvdust3r", *PAIR_FIELDS, SPLATS)
 """The networks that have these inputs and outputs: only they are exported and served."""
 
 FORMAT = 1
@@ -59,8 +70,9 @@ DIVISOR = 16
 LONG_SIDE_DIVISOR = 64
 """A square photo becomes 4:3 where the long side is given: its short side is a multiple of DIVISOR, too."""
 MIN_VIEWS = 2
-MAX_VIEWS = 24
-"""The most views the networks were published with."""
+MAX_VIEWS, SPLAT_MAX_VIEWS = 24, 2
+"""The most views the networks were published with; one checkpoint of NoPoSplat's is for 3, which its tensors do not
+tell."""
 MAX_BATCH = 8
 ALL_PAIRS, WINDOW = 12, 3
 """Up to how many views every pair is seen, and with how many that follow it a view of more makes a pair: so at most

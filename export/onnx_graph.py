@@ -35,17 +35,21 @@ from export.contract import (
     OPSET,
     OUTPUTS,
     PAIR_FIELDS,
+    SPLAT_INPUTS,
+    SPLAT_MAX_VIEWS,
+    SPLAT_OUTPUTS,
     ArtifactError,
     Description,
     decoder_outputs,
     is_side,
     sha256,
 )
-from export.parity import check_pair_parity, check_parity
+from export.parity import check_pair_parity, check_parity, check_splat_parity
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import PairNetwork
 from model.families import Network
 from model.mvdust3r import MVDUSt3R
+from model.noposplat import NoPoSplat
 
 EXTERNAL_BYTES = 512 * 2**20
 """Weights beyond this lie in a file beside the graph: a protobuf ends at 2 GiB."""
@@ -60,6 +64,8 @@ PAIR_POINT_BYTES, KEPT_COPIES = 16, 3
 """A point and its confidence, and how many times those of all pairs are held while they are aligned."""
 LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
 """What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
+IMAGE_PIXEL_BYTES, FIELD_COPIES = 5000, 3
+"""What NoPoSplat's heads hold for a pixel of one view, likewise, and how many times what they answer for it."""
 
 
 class ServedGraph(nn.Module):
@@ -72,6 +78,18 @@ class ServedGraph(nn.Module):
     def forward(self, images: Tensor, references: Tensor) -> tuple[Tensor, ...]:
         output = self.network(images, references)
         return tuple(getattr(output, name) for name in OUTPUTS)
+
+
+class SplatGraph(nn.Module):
+    """NoPoSplat with the outputs that are served: its confidence is the opacity, its colour the harmonics' first."""
+
+    def __init__(self, network: NoPoSplat) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, intrinsics: Tensor) -> tuple[Tensor, ...]:
+        output = self.network(images, intrinsics)
+        return tuple(getattr(output, name) for name in SPLAT_OUTPUTS)
 
 
 class PairEncoder(nn.Module):
@@ -107,23 +125,24 @@ def export_onnx(
     *,
     square: int | None = None,
     long_side: int | None = None,
-    max_views: int = MAX_VIEWS,
+    max_views: int | None = None,
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
     square, long_side: how large the images are that it will see (`model.geometry.crop`), one of them; neither: as it
     was trained, or, where its checkpoint does not tell, as the released networks of its kind were. Only a pairwise
     network takes a long side.
+    max_views: the most views a job may have; None: as many as most released networks of its kind are for.
     The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
     for another network, and for a name, size, number of views or folder that cannot be.
     """
-    if not isinstance(network, MVDUSt3R | PairNetwork) or network.config.network not in NETWORKS:
+    if not isinstance(network, MVDUSt3R | PairNetwork | NoPoSplat) or network.config.network not in NETWORKS:
         raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
     pairwise = isinstance(network, PairNetwork)
     if square is None and long_side is None:
-        square, long_side = network.config.square, network.config.long_side
-    if square is None and long_side is None:
-        square, long_side = (None, 512) if pairwise and not _linear(network) else (224, None)
+        square, long_side = _trained_sides(network)
+    if max_views is None:
+        max_views = SPLAT_MAX_VIEWS if isinstance(network, NoPoSplat) else MAX_VIEWS
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
     if not is_side(square, long_side):
@@ -143,6 +162,8 @@ def export_onnx(
         made.mkdir()
         if isinstance(network, PairNetwork):
             special = _write_pair_artifact(network, made, square or long_side or 0)
+        elif isinstance(network, NoPoSplat):
+            special = _write_splat_artifact(network, made, square or 0)
         else:
             special = _write_multi_view_artifact(network, made, square or 0, max_views)
         description = Description(
@@ -161,6 +182,15 @@ def export_onnx(
         description.write(made)
         made.replace(folder)
     return description
+
+
+def _trained_sides(network: MVDUSt3R | PairNetwork | NoPoSplat) -> tuple[int | None, int | None]:
+    """Square and long side of the images that it was trained with, or, not told, released networks of its kind."""
+    if network.config.square is not None or network.config.long_side is not None:
+        return network.config.square, network.config.long_side
+    if isinstance(network, NoPoSplat):
+        return 256, None
+    return (None, 512) if isinstance(network, PairNetwork) and not _linear(network) else (224, None)
 
 
 def _linear(network: Network | PairNetwork) -> bool:
@@ -195,6 +225,28 @@ def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[
         "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
         "parity": {"noise": check_pair_parity(network, folder)},
     }
+
+
+def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int) -> dict[str, Any]:
+    """Write the graph, and compare it; what its description says of it."""
+    write_splat_graph(network, folder / GRAPH_FILE, square)
+    tokens = (square // DIVISOR) ** 2 + 1
+    each = IMAGE_PIXEL_BYTES + 4 * (8 + 3 * (network.config.sh_degree + 1) ** 2) * FIELD_COPIES
+    return {
+        "paths": 1,
+        "view_bytes": square**2 * each,
+        "pair_bytes": SCORE_COPIES * 4 * network.config.decoder_heads * tokens**2,
+        "parity": {"noise": check_splat_parity(network, folder / GRAPH_FILE, square)},
+    }
+
+
+def write_splat_graph(network: NoPoSplat, path: Path, square: int) -> None:
+    """Write the bare graph, and its weights beside it where they are large."""
+    # As in `write_graph`.
+    images, intrinsics = torch.zeros(2, 5, 3, square, square), torch.eye(3).repeat(2, 5, 1, 1)
+    dynamic = {0: Dim("batch"), 1: Dim("views", min=2)}
+    example = dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True))
+    _write(SplatGraph(network), example, SPLAT_OUTPUTS, dict.fromkeys(SPLAT_INPUTS, dynamic), path)
 
 
 def write_pair_graphs(network: PairNetwork, folder: Path) -> None:

@@ -16,12 +16,15 @@ from export.contract import (
     ENCODER_FILE,
     INPUTS,
     OUTPUTS,
+    SPLAT_INPUTS,
+    SPLAT_OUTPUTS,
     ArtifactError,
     decoder_outputs,
 )
 from model.config import PATCH
 from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
+from model.noposplat import NoPoSplat
 
 CASES = ((1, 2), (2, 3), (1, 5))
 """(batch, views) to compare: the fewest views, a true batch, more views than reference paths."""
@@ -29,6 +32,9 @@ CASES = ((1, 2), (2, 3), (1, 5))
 PAIR_CASES = ((1, (2, 3), (2, 3)), (2, (3, 5), (7, 2)), (1, (4, 4), (3, 6)))
 """(batch, rows and columns of patches of the first and of the second view) to compare: even and odd, upright and
 across, equal and different."""
+
+SPLAT_CASES = ((1, 2), (2, 2), (1, 3))
+"""(batch, views) to compare: what released networks of its kind take, and a true batch."""
 
 POINT_LIMIT = 1e-4
 """Largest relative error of a point that 99 % of the points may have, float32 against float32."""
@@ -78,6 +84,12 @@ def check_parity(network: MVDUSt3R, graph: Path, square: int) -> list[dict[str, 
     return measured
 
 
+def check_splat_parity(network: NoPoSplat, graph: Path, square: int) -> list[dict[str, Any]]:
+    """The same for NoPoSplat, in every case of SPLAT_CASES."""
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return [_within_limits(compare_splats(network, session, *case, square)) for case in SPLAT_CASES]
+
+
 def check_pair_parity(network: PairNetwork, folder: Path) -> list[dict[str, Any]]:
     """The same for the encoder and the decoder in `folder`, one after the other, in every case of PAIR_CASES."""
     encoder, decoder = (
@@ -109,6 +121,27 @@ def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views:
         point_error_median=float(np.median(errors)),
         point_error_p99=float(np.quantile(errors, 0.99)),
         worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
+    )
+
+
+def compare_splats(network: NoPoSplat, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
+    """One case. Every view has intrinsics of its own, so that a graph which exchanges or ignores them shows."""
+    rng = np.random.default_rng(views)
+    images = rng.uniform(-1, 1, (batch, views, 3, square, square)).astype(np.float32)
+    intrinsics = np.tile(np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], np.float32), (batch, views, 1, 1))
+    intrinsics[:, :, [0, 1], [0, 1]] = rng.uniform(0.6, 1.6, (batch, views, 2))
+    with torch.inference_mode():
+        output = network(torch.from_numpy(images), torch.from_numpy(intrinsics))
+    expected = [getattr(output, name).numpy() for name in SPLAT_OUTPUTS]
+    got = session.run(SPLAT_OUTPUTS, dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True)))
+    errors = _point_errors(got[0], expected[0])
+    return Parity(
+        batch=batch,
+        views=views,
+        references=(0,),
+        point_error_median=float(np.median(errors)),
+        point_error_p99=float(np.quantile(errors, 0.99)),
+        worst={name: relative_error(a, b) for name, a, b in zip(SPLAT_OUTPUTS, got, expected, strict=True)},
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import MEAN, PAIR_FIELDS, STD, ArtifactError, Description
+from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description
 from model.types import Float32, ModelInfo, ReconstructionError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def describe(description: Description, size: int, device: str = "cpu") -> ModelI
         parameters=description.parameters,
         bytes=size,
         device=device,
-        stages=2 if description.network in PAIR_FIELDS else 1,
+        stages=2 if description.network in (*PAIR_FIELDS, SPLATS) else 1,
     )
 
 
@@ -131,6 +131,14 @@ def too_many(description: Description, views: int, usable: int) -> Reconstructio
     if fits < description.min_views:
         return ReconstructionError(f"{detail}: not even {description.min_views} fit.", "Use the model geometry.")
     return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
+
+
+def not_finite() -> ReconstructionError:
+    """The refusal of an answer with values that are no numbers."""
+    return ReconstructionError(
+        "The network's answer for these photos holds values that are not finite.",
+        "Try fewer or other photos; if that happens with every job, the model's file or the device is at fault.",
+    )
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

@@ -1,7 +1,7 @@
 """Open an exported network and run it: Views in, Prediction out, numpy only.
 
-ONNX Runtime, and the alignment of pairs, are imported when a model is opened: an API, which only lists models, does
-without them.
+ONNX Runtime, and what follows a network's pass, are imported when a model is opened: an API, which only lists models,
+does without them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,23 @@ from export.contract import (
     INPUTS,
     OUTPUTS,
     PAIR_FIELDS,
+    SPLATS,
     ArtifactError,
     Description,
     check_files,
     read_description,
 )
-from export.runtime import describe, device_of, normalised, open_graph, ramps, run_graph, too_many, usable_memory
+from export.runtime import (
+    describe,
+    device_of,
+    normalised,
+    not_finite,
+    open_graph,
+    ramps,
+    run_graph,
+    too_many,
+    usable_memory,
+)
 from model.geometry.crop import square_crop_in_original
 from model.types import (
     Float32,
@@ -42,6 +53,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from export.pair_sessions import PairSession
+    from export.splat_sessions import SplatSession
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +80,7 @@ def list_models(folder: Path) -> list[ModelInfo]:
     return models
 
 
-def open_model(folder: Path, threads: int | None = None) -> NetworkSession | PairSession:
+def open_model(folder: Path, threads: int | None = None) -> NetworkSession | PairSession | SplatSession:
     """A ready model from an artifact's folder, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
 
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
@@ -79,6 +91,10 @@ def open_model(folder: Path, threads: int | None = None) -> NetworkSession | Pai
         from export.pair_sessions import PairSession
 
         return PairSession.open(description, folder, size, threads)
+    if description.network == SPLATS:
+        from export.splat_sessions import SplatSession
+
+        return SplatSession.open(description, folder, size, threads)
     session = open_graph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
     return NetworkSession(description, session, size)
 
@@ -138,7 +154,7 @@ class NetworkSession:
         return answers
 
     def _pass(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
-        images = np.stack([[_crop(view, self.info.square) for view in job.views] for job in batch])
+        images = np.stack([[square_seen(view, self.info.square) for view in job.views] for job in batch])
         references = choose_references(len(batch[0]), batch[0].reference, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), progress)
         return [
@@ -175,7 +191,8 @@ class NetworkSession:
         return outputs
 
 
-def _crop(view: View, side: int | None) -> NDArray[np.uint8]:
+def square_seen(view: View, side: int | None) -> NDArray[np.uint8]:
+    """(side, side, 3): what a network of squares sees of a photo."""
     if view.crop is None or view.crop.shape != (side, side, 3):
         shape = None if view.crop is None else view.crop.shape
         raise ValueError(f"a view's crop is {shape}, not {(side, side, 3)}. This is a bug.")
@@ -193,10 +210,7 @@ def _prediction(
 ) -> Prediction | ReconstructionError:
     """One job's share of the outputs (N, S, S[, k]), in the forms of `model.types`."""
     if not all(np.isfinite(a).all() for a in (points, confidence, scale, rotation, opacity)):
-        return ReconstructionError(
-            "The network's answer for these photos holds values that are not finite.",
-            "Try fewer or other photos; if that happens with every job, the model's file or the device is at fault.",
-        )
+        return not_finite()
     side = points.shape[1]
     crops = [square_crop_in_original(*view.original_size, side) for view in job.views]
     return Prediction(

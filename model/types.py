@@ -24,6 +24,9 @@ UInt8 = NDArray[np.uint8]
 WORKING_SIDE = 1600
 """Long side in pixels, at most, of the upright copy of a photo that the geometry, the formats and exports work on."""
 
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic: a colour is 0.5 + SH_C0 times its coefficient, and what differs by direction."""
+
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
 Tick = Callable[[float], None]
@@ -55,7 +58,7 @@ class View:
     original_size: tuple[int, int]
     """(width, height) of the upright original in pixels."""
     exif_focal: float | None = None
-    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible."""
+    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible, or as it was given."""
     camera: str = ""
     """Make, model and lens from EXIF: photos of one size with equal values were taken by one camera."""
     crop: UInt8 | None = None
@@ -102,6 +105,9 @@ class Gaussians:
     """(N, H, W, 4) unit quaternions, w x y z."""
     opacity: Float32
     """(N, H, W) linear, 0 to 1."""
+    harmonics: Float32 | None = None
+    """(N, H, W, 3, K) spherical harmonics of R, G, B in the reference camera's frame, where the network predicts
+    colours; None: a Gaussian has its pixel's, all round. Their basis: `model.geometry.splatting.harmonic_basis`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +204,9 @@ class Splats:
     opacity: Float32
     """(P,) linear, 0 to 1."""
     colours: UInt8
-    """(P, 3) RGB."""
+    """(P, 3) RGB, the mean over all directions."""
+    harmonics: Float32 | None = None
+    """(P, 3, K), as the network predicts them; None: `colours` all round."""
 
     def __len__(self) -> int:
         return len(self.centres)

@@ -27,11 +27,13 @@ def reconstruct(
     if name not in infos:
         raise Problem(422, "unknown-model", f"There is no model {name!r}.", f"The models are {', '.join(infos)}.")
     info = infos[name]
+    roomy = [other.name for other in infos.values() if other.min_views <= len(photos) <= other.max_views]
     if not info.min_views <= len(photos) <= info.max_views:
         raise Problem(
             422,
             "photo-count",
             f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
+            f"So many take {', '.join(roomy)}." if roomy else "",
         )
     if checked.reference != "auto" and checked.reference >= len(photos):
         raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")
