@@ -61,11 +61,14 @@ WEIGHTS_FILE = "weights.safetensors"
 DEFAULT_FILE = "default"
 """In a folder of artifacts: the name of the one to use where none is named."""
 
-NETWORKS = ("mvdust3r-plus", "mvdust3r", *PAIR_FIELDS, SPLATS)
+MULTI_VIEW = ("mvdust3r-plus", "mvdust3r")
+NETWORKS = (*MULTI_VIEW, *PAIR_FIELDS, SPLATS)
 """The networks that have these inputs and outputs: only they are exported and served."""
 
 FORMAT = 1
 OPSET = 20
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""What a graph's products may be computed in: see `export.precision`. Its tensors above are the same in each."""
 DIVISOR = 16
 LONG_SIDE_DIVISOR = 64
 """A square photo becomes 4:3 where the long side is given: its short side is a multiple of DIVISOR, too."""
@@ -113,6 +116,7 @@ class Description:
     pair_bytes: int = 0
     """What a pass holds for each pair of views while views read each other, or, of a pairwise network, what is kept of
     each pair for the alignment; both 0: not known."""
+    precision: str = PRECISIONS[0]
     opset: int = OPSET
     mean: float = MEAN
     std: float = STD
@@ -163,6 +167,7 @@ def read_description(folder: Path) -> Description:
             and is_side(description.square, description.long_side)
             and MIN_VIEWS <= description.min_views <= description.max_views
             and description.paths >= 1
+            and description.precision in PRECISIONS
             and description.max_batch >= 1
             and min(description.view_bytes, description.pair_bytes) >= 0
             and (description.mean, description.std) == (MEAN, STD)

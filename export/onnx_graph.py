@@ -14,6 +14,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from onnxscript.ir import DataType
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -35,6 +36,7 @@ from export.contract import (
     OPSET,
     OUTPUTS,
     PAIR_FIELDS,
+    PRECISIONS,
     SPLAT_INPUTS,
     SPLAT_MAX_VIEWS,
     SPLAT_OUTPUTS,
@@ -45,6 +47,7 @@ from export.contract import (
     sha256,
 )
 from export.parity import check_pair_parity, check_parity, check_splat_parity
+from export.precision import written_in
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import PairNetwork
 from model.families import Network
@@ -126,6 +129,7 @@ def export_onnx(
     square: int | None = None,
     long_side: int | None = None,
     max_views: int | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
@@ -133,8 +137,10 @@ def export_onnx(
     was trained, or, where its checkpoint does not tell, as the released networks of its kind were. Only a pairwise
     network takes a long side.
     max_views: the most views a job may have; None: as many as most released networks of its kind are for.
+    precision: one of PRECISIONS, what its products are computed in (`export.precision`).
     The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for another network, and for a name, size, number of views or folder that cannot be.
+    for another network, for weights that are not finite, and for a name, size, number of views, precision or folder
+    that cannot be.
     """
     if not isinstance(network, MVDUSt3R | PairNetwork | NoPoSplat) or network.config.network not in NETWORKS:
         raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
@@ -154,6 +160,8 @@ def export_onnx(
         raise ArtifactError(f"{network.config.network} sees squares alone")
     if max_views < MIN_VIEWS:
         raise ArtifactError(f"a model takes at least {MIN_VIEWS} views, not {max_views}")
+    if precision not in PRECISIONS:
+        raise ArtifactError(f"there is no precision {precision!r}: there are {', '.join(PRECISIONS)}")
     if folder.exists():
         raise ArtifactError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +169,11 @@ def export_onnx(
         made = Path(scratch) / "artifact"
         made.mkdir()
         if isinstance(network, PairNetwork):
-            special = _write_pair_artifact(network, made, square or long_side or 0)
+            special = _write_pair_artifact(network, made, square or long_side or 0, precision)
         elif isinstance(network, NoPoSplat):
-            special = _write_splat_artifact(network, made, square or 0)
+            special = _write_splat_artifact(network, made, square or 0, precision)
         else:
-            special = _write_multi_view_artifact(network, made, square or 0, max_views)
+            special = _write_multi_view_artifact(network, made, square or 0, max_views, precision)
         description = Description(
             name=name,
             network=network.config.network,
@@ -176,6 +184,7 @@ def export_onnx(
             weights_sha256=weights_sha256(network),
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             max_views=max_views,
+            precision=precision,
             made_with={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             **special,
         )
@@ -198,21 +207,23 @@ def _linear(network: Network | PairNetwork) -> bool:
     return isinstance(network.config, DUSt3RConfig) and not network.config.dense
 
 
-def _write_multi_view_artifact(network: MVDUSt3R, folder: Path, square: int, max_views: int) -> dict[str, Any]:
+def _write_multi_view_artifact(
+    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str
+) -> dict[str, Any]:
     """Write the graph, and compare it; what its description says of it."""
-    write_graph(network, folder / GRAPH_FILE, square)
+    write_graph(written_in(network, precision), folder / GRAPH_FILE, square)
     return {
         "paths": network.config.paths,
         "max_batch": _max_batch(network.config, square, max_views),
         "view_bytes": square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
         "pair_bytes": SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
-        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square)},
+        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square, precision)},
     }
 
 
-def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[str, Any]:
+def _write_pair_artifact(network: PairNetwork, folder: Path, side: int, precision: str) -> dict[str, Any]:
     """Write both graphs, and compare them; what their description says of them."""
-    write_pair_graphs(network, folder)
+    write_pair_graphs(written_in(network, precision), folder)
     # The widest photos are nearly squares of the long side.
     pixels, tokens = side**2, (side // DIVISOR) ** 2
     scores = 4 * max(network.config.encoder_heads, network.config.decoder_heads) * tokens**2
@@ -223,20 +234,20 @@ def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[
         "paths": 1,
         "view_bytes": pixels * each + SCORE_COPIES * scores,
         "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
-        "parity": {"noise": check_pair_parity(network, folder)},
+        "parity": {"noise": check_pair_parity(network, folder, precision)},
     }
 
 
-def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int) -> dict[str, Any]:
+def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int, precision: str) -> dict[str, Any]:
     """Write the graph, and compare it; what its description says of it."""
-    write_splat_graph(network, folder / GRAPH_FILE, square)
+    write_splat_graph(written_in(network, precision), folder / GRAPH_FILE, square)
     tokens = (square // DIVISOR) ** 2 + 1
     each = IMAGE_PIXEL_BYTES + 4 * (8 + 3 * (network.config.sh_degree + 1) ** 2) * FIELD_COPIES
     return {
         "paths": 1,
         "view_bytes": square**2 * each,
         "pair_bytes": SCORE_COPIES * 4 * network.config.decoder_heads * tokens**2,
-        "parity": {"noise": check_splat_parity(network, folder / GRAPH_FILE, square)},
+        "parity": {"noise": check_splat_parity(network, folder / GRAPH_FILE, square, precision)},
     }
 
 
@@ -313,9 +324,13 @@ def _write(
     foreign = {f"{node.domain}.{node.op_type}" for node in program.model.graph if node.domain}
     if foreign or program.model.functions:
         raise ArtifactError(f"the graph has operators beyond the standard: {sorted(foreign)}")
+    constants = program.model.graph.initializers.values()
+    for value in (*constants, *(value for node in program.model.graph for value in node.outputs)):
+        if value.dtype == DataType.DOUBLE:  # TensorRT would make float32 of it and say nothing
+            raise ArtifactError(f"the graph computes in float64: {value.name}")
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    held = (value.const_value for value in program.model.graph.initializers.values())
+    held = (value.const_value for value in constants)
     size = sum(int(value.nbytes) for value in held if value is not None)
     program.save(path, external_data=size > EXTERNAL_BYTES)
 
