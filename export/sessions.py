@@ -27,13 +27,12 @@ from export.contract import (
     read_description,
 )
 from export.runtime import (
+    Graph,
+    OnnxGraph,
     describe,
-    device_of,
     normalised,
     not_finite,
-    open_graph,
     ramps,
-    run_graph,
     too_many,
     usable_memory,
 )
@@ -50,8 +49,6 @@ from model.types import (
 )
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from export.pair_sessions import PairSession
     from export.splat_sessions import SplatSession
 
@@ -95,8 +92,8 @@ def open_model(folder: Path, threads: int | None = None) -> NetworkSession | Pai
         from export.splat_sessions import SplatSession
 
         return SplatSession.open(description, folder, size, threads)
-    session = open_graph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
-    return NetworkSession(description, session, size)
+    graph = OnnxGraph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
+    return NetworkSession(description, graph, size)
 
 
 def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
@@ -120,12 +117,12 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 
 
 class NetworkSession:
-    """A network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
+    """A network that sees all views at once: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
-        self.info: ModelInfo = describe(description, size, device_of(session))
+    def __init__(self, description: Description, graph: Graph, size: int) -> None:
+        self.info: ModelInfo = describe(description, size, graph)
         self._description = description
-        self._session = session
+        self._graph = graph
         self._seconds: dict[tuple[int, int], float] = {}
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
@@ -185,7 +182,7 @@ class NetworkSession:
         def heartbeat(elapsed: float) -> None:
             progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
 
-        outputs = run_graph(self._session, (images, references), heartbeat)
+        outputs = self._graph.run((images, references), heartbeat)
         self._seconds[images.shape[:2]] = time.monotonic() - started
         progress("forward", 1.0)
         return outputs

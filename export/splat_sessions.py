@@ -14,22 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.contract import GRAPH_FILE, SPLAT_INPUTS, SPLAT_OUTPUTS, Description
-from export.runtime import (
-    describe,
-    device_of,
-    normalised,
-    not_finite,
-    open_graph,
-    ramps,
-    run_graph,
-    too_many,
-    usable_memory,
-)
+from export.runtime import Graph, OnnxGraph, describe, normalised, not_finite, ramps, too_many, usable_memory
 from export.sessions import square_seen, unit_rotation
 from model.geometry.crop import square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
@@ -57,9 +46,6 @@ from model.types import (
     View,
     Views,
 )
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -116,18 +102,18 @@ class Lenses:
 
 
 class SplatSession:
-    """NoPoSplat in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
+    """NoPoSplat: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
-        self.info: ModelInfo = describe(description, size, device_of(session))
+    def __init__(self, description: Description, graph: Graph, size: int) -> None:
+        self.info: ModelInfo = describe(description, size, graph)
         self._description = description
-        self._session = session
+        self._graph = graph
 
     @classmethod
     def open(cls, description: Description, folder: Path, size: int, threads: int | None) -> SplatSession:
         """From the files of an artifact. Raises ArtifactError where one is not loadable."""
-        session = open_graph(folder / GRAPH_FILE, SPLAT_INPUTS, SPLAT_OUTPUTS, description.name, threads)
-        return cls(description, session, size)
+        graph = OnnxGraph(folder / GRAPH_FILE, SPLAT_INPUTS, SPLAT_OUTPUTS, description.name, threads)
+        return cls(description, graph, size)
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One job after the other; see `model.types.Model.run`. Stages told: forward, poses.
@@ -219,7 +205,7 @@ class SplatSession:
         """Squares (N, S, S, 3) and their K (N, 3, 3), of sides of 1, to the graph's outputs (N, S, S, ...)."""
         progress("forward", 0.0)
         feed = (normalised(squares[None]), K[None].astype(np.float32))
-        return [output[0] for output in run_graph(self._session, feed, lambda _: progress("forward", 0.0))]
+        return [output[0] for output in self._graph.run(feed, lambda _: progress("forward", 0.0))]
 
 
 def known_lenses(seen: Seen, shared: bool) -> Lenses:
