@@ -65,6 +65,9 @@ MULTI_VIEW = ("mvdust3r-plus", "mvdust3r")
 NETWORKS = (*MULTI_VIEW, *PAIR_FIELDS, SPLATS)
 """The networks that have these inputs and outputs: only they are exported and served."""
 
+ENGINES = ("tensorrt", "torch", "onnxruntime")
+"""What computes a network, the fastest first; the first two on a CUDA GPU."""
+
 FORMAT = 1
 OPSET = 20
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -171,7 +174,7 @@ def read_description(folder: Path) -> Description:
             and description.max_batch >= 1
             and min(description.view_bytes, description.pair_bytes) >= 0
             and (description.mean, description.std) == (MEAN, STD)
-            and set(graph_files(description.network)) <= description.files.keys()
+            and graph_tensors(description.network).keys() <= description.files.keys()
             and all(Path(name).name == name for name in description.files)
         )
     except TypeError as error:
@@ -189,8 +192,14 @@ def is_side(square: int | None, long_side: int | None) -> bool:
     return side is not None and side > 0 and side % divisor == 0
 
 
-def graph_files(network: str) -> tuple[str, ...]:
-    return (ENCODER_FILE, DECODER_FILE) if network in PAIR_FIELDS else (GRAPH_FILE,)
+def graph_tensors(network: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of the file of each of its graphs: the inputs and the outputs."""
+    if network in PAIR_FIELDS:
+        return {
+            ENCODER_FILE: (ENCODER_INPUTS, ENCODER_OUTPUTS),
+            DECODER_FILE: (DECODER_INPUTS, decoder_outputs(network)),
+        }
+    return {GRAPH_FILE: (SPLAT_INPUTS, SPLAT_OUTPUTS) if network == SPLATS else (INPUTS, OUTPUTS)}
 
 
 def decoder_outputs(network: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ Batch, views and references are dynamic, or, of a pairwise network, batch and bo
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ from export.contract import (
     NETWORKS,
     OPSET,
     OUTPUTS,
-    PAIR_FIELDS,
     PRECISIONS,
     SPLAT_INPUTS,
     SPLAT_MAX_VIEWS,
@@ -48,6 +46,7 @@ from export.contract import (
 )
 from export.parity import check_pair_parity, check_parity, check_splat_parity
 from export.precision import written_in
+from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import PairNetwork
 from model.families import Network
@@ -69,55 +68,6 @@ LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
 """What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
 IMAGE_PIXEL_BYTES, FIELD_COPIES = 5000, 3
 """What NoPoSplat's heads hold for a pixel of one view, likewise, and how many times what they answer for it."""
-
-
-class ServedGraph(nn.Module):
-    """The network with the outputs that are served. Without its colour, the exporter drops that branch."""
-
-    def __init__(self, network: MVDUSt3R) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, references: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(images, references)
-        return tuple(getattr(output, name) for name in OUTPUTS)
-
-
-class SplatGraph(nn.Module):
-    """NoPoSplat with the outputs that are served: its confidence is the opacity, its colour the harmonics' first."""
-
-    def __init__(self, network: NoPoSplat) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, intrinsics: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(images, intrinsics)
-        return tuple(getattr(output, name) for name in SPLAT_OUTPUTS)
-
-
-class PairEncoder(nn.Module):
-    """Tokens keep the grid they lie in: so the decoder knows the photos' shapes by theirs."""
-
-    def __init__(self, network: PairNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
-        tokens: Tensor = self.network.encode(images)
-        return tokens.reshape(tokens.shape[0], *grid, tokens.shape[2])
-
-
-class PairDecoder(nn.Module):
-    def __init__(self, network: PairNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, first_tokens: Tensor, second_tokens: Tensor) -> tuple[Tensor, ...]:
-        views = (first_tokens, second_tokens)
-        grids = [(tokens.shape[1], tokens.shape[2]) for tokens in views]
-        answers = self.network.decode([tokens.flatten(1, 2) for tokens in views], grids)
-        return tuple(answer[name] for answer in answers for name in PAIR_FIELDS[self.network.config.network])
 
 
 def export_onnx(
@@ -333,15 +283,6 @@ def _write(
     held = (value.const_value for value in constants)
     size = sum(int(value.nbytes) for value in held if value is not None)
     program.save(path, external_data=size > EXTERNAL_BYTES)
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """One hash of all tensors: names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _max_batch(config: ModelConfig, square: int, max_views: int) -> int:

@@ -5,6 +5,7 @@ ONNX Runtime is imported when a graph is opened: an API, which only lists models
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,11 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description
-from model.types import Float32, ModelInfo, ReconstructionError
+from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
+from model.types import DeviceLost, Float32, ModelInfo, ReconstructionError
 
 MEMORY_SHARE = 0.9
 """Of the memory that is free, what a pass may take: its size is known about."""
+
+NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
+"""What ONNX Runtime says then."""
 
 HEARTBEAT = 0.25
 """Seconds between two looks at whether a pass is still wanted."""
@@ -28,14 +32,15 @@ class Graph(Protocol):
     """An exported graph, opened. `run` may be called from several threads."""
 
     engine: str
-    """What computes: `onnxruntime`."""
+    """What computes: one of `export.contract.ENGINES`."""
     device: str
     """`cpu` or `cuda`."""
 
     def run(self, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]) -> list[Float32]:
         """The outputs for `inputs`, both in the graph's order.
 
-        Meanwhile `heartbeat` is called with the seconds passed, and what it raises ends the pass.
+        Meanwhile `heartbeat` is called with the seconds passed, and what it raises ends the pass. Raises MemoryError
+        where the device has too little for these shapes, and DeviceLost.
         """
         ...
 
@@ -86,8 +91,24 @@ class OnnxGraph:
             except BaseException:
                 options.terminate = True
                 raise
-        outputs: list[Float32] = future.result()
+        try:
+            outputs: list[Float32] = future.result()
+        except Exception as error:  # they share no base class, and tell what happened in words alone
+            words = str(error)
+            if any(sign in words for sign in NO_MEMORY):
+                raise MemoryError(words) from None
+            if "CUDA failure" in words:
+                raise DeviceLost(words) from None
+            raise
         return outputs
+
+
+def open_onnx(folder: Path, description: Description, threads: int | None) -> dict[str, OnnxGraph]:
+    """The graphs of an artifact in ONNX Runtime, by their files. Raises ArtifactError where one is not loadable."""
+    return {
+        file: OnnxGraph(folder / file, *tensors, description.name, threads)
+        for file, tensors in graph_tensors(description.network).items()
+    }
 
 
 def normalised(images: NDArray[np.uint8]) -> Float32:
@@ -103,8 +124,10 @@ def ramps(height: int, width: int, count: int) -> NDArray[np.uint8]:
     return np.stack([np.roll(image, 3 * i, axis=1) for i in range(count)])
 
 
-def describe(description: Description, size: int, graph: Graph | None = None) -> ModelInfo:
-    """What users are told of a model whose files have `size` bytes; None: not opened."""
+def describe(
+    description: Description, size: int, graph: Graph | None = None, passed_over: Sequence[str] = ()
+) -> ModelInfo:
+    """What users are told of a model whose files have `size` bytes; without a graph it is not open."""
     return ModelInfo(
         name=description.name,
         network=description.network,
@@ -118,8 +141,19 @@ def describe(description: Description, size: int, graph: Graph | None = None) ->
         parameters=description.parameters,
         bytes=size,
         device=graph.device if graph else "cpu",
+        passed_over=tuple(passed_over),
         stages=2 if description.network in (*PAIR_FIELDS, SPLATS) else 1,
     )
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver finds a GPU, asked without any of the heavy libraries."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def usable_memory(device: str) -> int | None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from export.contract import GRAPH_FILE, SPLAT_INPUTS, SPLAT_OUTPUTS, Description
-from export.runtime import Graph, OnnxGraph, describe, normalised, not_finite, ramps, too_many, usable_memory
+from export.contract import GRAPH_FILE, Description
+from export.runtime import Graph, normalised, not_finite, ramps, too_many, usable_memory
 from export.sessions import square_seen, unit_rotation
 from model.geometry.crop import square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
@@ -104,16 +103,10 @@ class Lenses:
 class SplatSession:
     """NoPoSplat: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, graph: Graph, size: int) -> None:
-        self.info: ModelInfo = describe(description, size, graph)
+    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
+        self.info = info
         self._description = description
-        self._graph = graph
-
-    @classmethod
-    def open(cls, description: Description, folder: Path, size: int, threads: int | None) -> SplatSession:
-        """From the files of an artifact. Raises ArtifactError where one is not loadable."""
-        graph = OnnxGraph(folder / GRAPH_FILE, SPLAT_INPUTS, SPLAT_OUTPUTS, description.name, threads)
-        return cls(description, graph, size)
+        self._graph = graphs[GRAPH_FILE]
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One job after the other; see `model.types.Model.run`. Stages told: forward, poses.

@@ -35,6 +35,10 @@ Heartbeat = Callable[[], None]
 """Called every now and then in work whose share done cannot be told. It may raise, likewise."""
 
 
+class DeviceLost(RuntimeError):  # noqa: N818 - what happened, not what is wrong
+    """The GPU answers this process no more: only a new process can go on."""
+
+
 class ReconstructionError(Exception):
     """These photos cannot be reconstructed, and trying again will not help.
 
@@ -159,6 +163,8 @@ class ModelInfo:
     parameters: int = 0
     bytes: int = 0
     device: str = "cpu"
+    passed_over: tuple[str, ...] = ()
+    """Engines that would be faster, each with why it is not taken."""
 
 
 class Model(Protocol):
@@ -169,7 +175,7 @@ class Model(Protocol):
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """Answer each job in its order: a prediction, or why there is none. One job's failure never fails another.
 
-        Anything raised (out of memory, a lost device, a cancellation from `progress`) concerns the whole batch.
+        Anything raised (MemoryError, DeviceLost, a cancellation from `progress`) concerns the whole batch.
         """
         ...
 

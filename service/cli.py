@@ -101,7 +101,7 @@ def worker() -> None:
     from service.worker import run
 
     settings = Settings()
-    run(settings, Registry(settings.models_dir))
+    run(settings, Registry(settings.models_dir, settings.engine))
 
 
 @app.command()

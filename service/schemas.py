@@ -124,6 +124,8 @@ class ModelEntry(BaseModel):
     parameters: int
     bytes: int
     device: str
+    passed_over: list[str]
+    """Engines that would be faster, each with why it is not taken; of a model that a worker has opened."""
 
 
 class ModelDocument(ModelEntry):
