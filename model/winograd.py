@@ -24,6 +24,7 @@ TILE_ROWS_AT_ONCE = 4
 
 
 @cache
+@torch.inference_mode(False)  # a tensor made in inference mode could never serve training
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Of weights (64, 25), inputs (64, 64) and outputs (16, 64), both axes at once; float32.
 

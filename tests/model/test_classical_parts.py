@@ -125,6 +125,21 @@ def test_confidence_tells_measured_from_filled_from_hidden():
     assert confidence[30, 40] == confidence[30, 70] == confidence[10, 25] == confidence[10, 5] == 0
 
 
+def test_what_is_filled_and_tied_to_nothing_measured_is_hidden():
+    rgb = np.full((60, 80, 3), 90, np.uint8)
+    inverse = np.full((60, 80), 0.5, np.float32)
+    inverse[20:40, 22:32] = 0.6
+    sure = np.zeros((60, 80), bool)
+    sure[:, :20] = True
+    none, score = np.zeros((60, 80), np.uint8), np.full((60, 80), 0.9, np.float32)
+    confidence = completion.trust(rgb, inverse, sure, score, none, none)
+    assert (confidence[20:40, 22:32] == 0).all()
+    assert (confidence[30, [20, 34]] > 0).all()
+    sure[28:32, 25:29] = True
+    confidence = completion.trust(rgb, inverse, sure, score, none, none)
+    assert (confidence[21:39, 23:31] > 0).all()
+
+
 def test_sky_is_smooth_bright_and_up():
     rgb = np.full((120, 160, 3), 60, np.uint8)
     rgb[:50] = (120, 160, 220)
