@@ -177,7 +177,7 @@ class SplatSession:
             or any(camera is None or camera.inlier_share < DOUBTFUL for camera in placed),
             warnings=tuple(warnings),
             details={
-                "refinement": {names[seen.order[view]]: errors for view, errors in refined.items()},
+                "refinement": [refined.get(int(view)) for view in place_of],
                 "seconds": {"forward": passed - started, "poses": time.monotonic() - passed},
             },
         )
