@@ -122,6 +122,8 @@ class SplatSession:
         self.info: ModelInfo = describe(description, size, device_of(session))
         self._description = description
         self._session = session
+        self._seconds: dict[int, float] = {}
+        """What the last pass of so many views took."""
 
     @classmethod
     def open(cls, description: Description, folder: Path, size: int, threads: int | None) -> SplatSession:
@@ -219,7 +221,16 @@ class SplatSession:
         """Squares (N, S, S, 3) and their K (N, 3, 3), of sides of 1, to the graph's outputs (N, S, S, ...)."""
         progress("forward", 0.0)
         feed = (normalised(squares[None]), K[None].astype(np.float32))
-        return [output[0] for output in run_graph(self._session, feed, lambda _: progress("forward", 0.0))]
+        expected = self._seconds.get(len(squares))
+        started = time.monotonic()
+
+        def heartbeat(elapsed: float) -> None:
+            progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
+
+        outputs = run_graph(self._session, feed, heartbeat)
+        self._seconds[len(squares)] = time.monotonic() - started
+        progress("forward", 1.0)
+        return [output[0] for output in outputs]
 
 
 def known_lenses(seen: Seen, shared: bool) -> Lenses:

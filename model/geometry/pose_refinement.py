@@ -25,7 +25,7 @@ OUTLIER = 0.1
 """A difference of colours, of 0 to 1, beyond which it counts linearly."""
 WORTH = 0.25
 """A refined pose must lessen the error by this share. In a rendered room (256 x 256 pixels) right poses lessened it by
-3 to 18 % as they went wrong, by up to 0.4 degrees: Gaussians never look quite like the photo. Poses a quarter of a
+3 to 18 % as they went wrong, by up to 0.5 degrees: Gaussians never look quite like the photo. Poses a quarter of a
 degree off, and more, lessened it by 56 to 94 % as they came back."""
 LEAST_COVER = 0.1
 """Share of the photo that the Gaussians must cover for it to tell the pose."""
