@@ -107,6 +107,8 @@ class SplatSession:
         self.info = info
         self._description = description
         self._graph = graphs[GRAPH_FILE]
+        self._seconds: dict[int, float] = {}
+        """What the last pass of so many views took."""
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One job after the other; see `model.types.Model.run`. Stages told: forward, poses.
@@ -156,7 +158,7 @@ class SplatSession:
             or any(camera is None or camera.inlier_share < DOUBTFUL for camera in placed),
             warnings=tuple(warnings),
             details={
-                "refinement": {names[seen.order[view]]: errors for view, errors in refined.items()},
+                "refinement": [refined.get(int(view)) for view in place_of],
                 "seconds": {"forward": passed - started, "poses": time.monotonic() - passed},
             },
         )
@@ -198,7 +200,16 @@ class SplatSession:
         """Squares (N, S, S, 3) and their K (N, 3, 3), of sides of 1, to the graph's outputs (N, S, S, ...)."""
         progress("forward", 0.0)
         feed = (normalised(squares[None]), K[None].astype(np.float32))
-        return [output[0] for output in self._graph.run(feed, lambda _: progress("forward", 0.0))]
+        expected = self._seconds.get(len(squares))
+        started = time.monotonic()
+
+        def heartbeat(elapsed: float) -> None:
+            progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
+
+        outputs = self._graph.run(feed, heartbeat)
+        self._seconds[len(squares)] = time.monotonic() - started
+        progress("forward", 1.0)
+        return [output[0] for output in outputs]
 
 
 def known_lenses(seen: Seen, shared: bool) -> Lenses:

@@ -30,7 +30,7 @@ def harmonic_gains(degree: int) -> list[float]:
 
 
 class ViewsDecoder(LayeredDecoder):
-    """The same for views of one size, batched, however many."""
+    """`LayeredDecoder` for views of one size, batched: one graph for any number of them."""
 
     def forward(self, tokens: Tensor, rope: Rope) -> list[Tensor]:
         """Encoder tokens (B, N, S, C) to layers (B, N, S, C): the encoder's, then every block's, the last normed."""

@@ -171,7 +171,8 @@ def test_the_others_gaussians_put_right_what_a_views_own_points_say(
     assert isinstance(prediction, Prediction)
     assert pose_errors(turn @ scene.pose(1, 0), scene.pose(1, 0))[0] > 1.9
     assert pose_errors(prediction.cameras[1].camera_to_world, scene.pose(1, 0))[0] < 0.8
-    before, after = prediction.details["refinement"]["1.jpg"]
+    first, (before, after) = prediction.details["refinement"]
+    assert first is None
     assert after < 0.7 * before
 
 
@@ -285,7 +286,9 @@ def test_a_pass_may_be_cancelled_while_it_runs(session: SplatSession, monkeypatc
 
     with pytest.raises(KeyError, match="cancelled"):
         session.run([noise(3)], cancel)
-    assert beats == [0, 0, 0]
+    assert beats == sorted(beats)
+    assert beats[0] == 0
+    assert len(beats) == 3
 
 
 def test_a_job_too_large_is_refused_before_it_runs(

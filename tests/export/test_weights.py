@@ -251,6 +251,7 @@ def test_a_gaussian_network_of_ones_own_is_served(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In upstream's layout, that of Lightning. Its tensors do not tell for how many photos it was trained."""
+    splat_graph = make_tiny_splat_artifact(tmp_path) / GRAPH_FILE
     for constant, width in NARROW.items():
         monkeypatch.setattr(f"model.dpt.{constant}", width)
     network = tiny_splat_network()
@@ -258,12 +259,19 @@ def test_a_gaussian_network_of_ones_own_is_served(
     torch.save({"epoch": 1, "state_dict": state}, tmp_path / "mine.ckpt")
     sizes = Sizes(square=TINY_SPLAT_SQUARE, max_views=3)
     monkeypatch.setattr(onnx_graph, "write_splat_graph", lambda _network, path, _square: shutil.copy(splat_graph, path))
-    splat_graph = make_tiny_splat_artifact(tmp_path) / GRAPH_FILE
     assert add(tmp_path / "mine.ckpt", models, sizes=sizes)
     registry = Registry(models)
     info = registry.infos()[1]
     assert (info.name, info.network, info.square, info.max_views) == ("mine", "noposplat", TINY_SPLAT_SQUARE, 3)
     registry.open("mine").warm_up()
+
+
+def test_what_tensors_do_not_tell_is_known_of_released_ones(
+    hub: Hub, models: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RELEASED, NAME, replace(RELEASED[NAME], sizes=Sizes(max_views=5)))
+    assert fetch(hub, models)
+    assert list_models(models)[0].max_views == 5
 
 
 def test_what_nobody_released_is_not_fetched(hub: Hub, models: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from model.geometry import pose_refinement
 from model.geometry.pose_refinement import refine_pose
 from model.geometry.splatting import draw, moved, seen_colours
 from tests.splatted import Splatted, pose_errors
@@ -63,6 +64,16 @@ def test_a_right_pose_is_kept(scene: Splatted) -> None:
     pose = scene.pose(1, 0)
     found = refine_pose(scene.ellipsoids(0, 0), scene.squares[1], scene.Ks[1], pose)
     np.testing.assert_array_equal(found.camera_to_world, pose)
+    assert found.after == found.before
+
+
+def test_a_pose_that_goes_far_is_not_trusted(scene: Splatted, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (scene.ellipsoids(0, 0), scene.squares[1], scene.Ks[1], disturbed(scene, 3, 0.03, 1))
+    monkeypatch.setattr(pose_refinement, "FARTHEST", 4.0)
+    assert refine_pose(*arguments).after < 0.5 * refine_pose(*arguments).before
+    monkeypatch.setattr(pose_refinement, "FARTHEST", 2.0)
+    found = refine_pose(*arguments)
+    np.testing.assert_array_equal(found.camera_to_world, arguments[-1])
     assert found.after == found.before
 
 
