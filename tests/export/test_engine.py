@@ -340,11 +340,11 @@ def test_a_graph_that_is_not_the_exported_one_is_not_built(artifact: Path, built
 
 
 def test_a_disk_that_fills_leaves_nothing(artifact: Path, built: Path, tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (built.stat().st_size // 2, limits[1]))
+    key, limits = read_record(built).key, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (built.stat().st_size // 4, limits[1]))
     try:
         with pytest.raises(OSError):
-            build_engine(artifact, read_record(built).key, tmp_path)
+            build_engine(artifact, dataclasses.replace(key, profiles=key.profiles[:1]), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
