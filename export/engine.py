@@ -136,7 +136,7 @@ def wanted_engine(description: Description, target: str | None) -> Key:
     """The engine of an artifact for `target`, one of TARGETS; None: for this machine's GPU. Raises EngineError."""
     if description.network in PAIR_FIELDS:
         raise EngineError(f"{description.name} is served without engines: they are made of networks that see all views")
-    builder = _builder(target)
+    builder = load_builder(target)
     graph = json.dumps(sorted(description.files.items()))
     return Key(
         network=description.network,
@@ -175,7 +175,7 @@ def choose_profile(profiles: tuple[Profile, ...], batch: int, views: int) -> int
     raise EngineError(f"the engine takes {profiles[0].views[0]} to {profiles[-1].views[1]} views, not {views}")
 
 
-def _builder(target: str | None) -> ModuleType:
+def load_builder(target: str | None) -> ModuleType:
     """The module that builds for `target`, or, None, for this machine's GPU. Raises EngineError."""
     if target is not None and target not in TARGETS:
         raise EngineError(f"engines cannot be built ahead of time for {target!r}, but for {', '.join(TARGETS)}")

@@ -48,13 +48,6 @@ DESCRIPTION = Description(
 KEY = Key("mvdust3r-plus", "a" * 64, "b" * 64, "fp16", RTX, "1.7", "sm89", plan_profiles(DESCRIPTION))
 
 
-@pytest.fixture(scope="module")
-def built(half_artifact: Path) -> Path:
-    """An engine: read only."""
-    pytest.importorskip(RTX)
-    return ensure_engine(half_artifact, "sm89", half_artifact / "engines")
-
-
 # ---------------------------------------------------------------- which engine
 
 
