@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""GPUs that can be built for ahead of time, by compute capability: TensorRT for RTX knows no others."""
+TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
+"""GPUs that can be built for ahead of time, by compute capability. TensorRT for RTX knows one more, sm75, but has no
+float32 products for it, of which our heads are made."""
 OLDEST, NEWEST = (10, 14), (11,)
 """Of `tensorrt`: older ones do not take every graph's types as they are, newer ones are not known."""
 BUCKETS = (2, 4, 8, 12, 24)

@@ -185,7 +185,7 @@ def test_without_a_gpu_a_fake_tensorrt_is_of_no_use(monkeypatch: pytest.MonkeyPa
         raise OSError(name)
 
     monkeypatch.setattr(engine.ctypes, "CDLL", absent)
-    with pytest.raises(EngineError, match="no NVIDIA GPU here: build ahead of time, for one of sm75"):
+    with pytest.raises(EngineError, match="no NVIDIA GPU here: build ahead of time, for one of sm80"):
         wanted_engine(DESCRIPTION, None)
 
 

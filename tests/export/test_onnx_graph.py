@@ -210,7 +210,7 @@ def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch:
     save(tiny_network(), tmp_path / "mine.safetensors")
     command = (tmp_path / "mine.safetensors", "-o", tmp_path / "out", "--square", "32", "--target")
     monkeypatch.setattr(onnx_graph, "export_onnx", None)
-    for target, missing, words in (("sm90", False, "for 'sm90', but for sm75"), ("sm89", True, "is not installed")):
+    for target, missing, words in (("sm90", False, "for 'sm90', but for sm80"), ("sm89", True, "is not installed")):
         if missing:
             monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
         result = run_command(*command, target)
