@@ -145,9 +145,9 @@ def measure(photos: list[bytes], artifact: Path | None) -> tuple[list[Stage], di
     assert prediction.cameras is not None
     cameras, options = prediction.cameras, Options()
     scene = clock("fuse", lambda: fuse(prediction, views, cameras, options.confidence_percentile, options.max_points))
-    files = {}
+    encoder, files = formats.Encoder(scene), {}
     for name in DEFAULT_OUTPUTS:
-        files[name] = bytes(clock(name, lambda name=name: formats.encode(name, scene), lambda data: float(len(data))))
+        files[name] = bytes(clock(name, lambda name=name: encoder.encode(name), lambda data: float(len(data))))
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(Path(folder))
 

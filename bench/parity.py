@@ -1,7 +1,7 @@
 """How exactly the networks answer as the public reference code does: `python -m bench.parity` writes docs/parity.md.
 
-Needs the golden arrays under tests/golden: inputs, and what upstream's code computes from them with weights that follow
-from the tensors' names.
+Needs the golden arrays under tests/golden: inputs, and what upstream's code computes from them, networks with weights
+that follow from the tensors' names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from model.families import Network
+from tests.golden import geometry_cases
 from tests.golden.cases import CONFIGS, Case, cases, relative_error
 from tests.golden.rule import golden_network
 
@@ -45,6 +46,18 @@ def main() -> None:
             batch, views, _, height, width = case.inputs["images"].shape
             errors = ", ".join(f"{output} {error:.1e}" for output, error in measure(network, case).items())
             lines.append(f"| {folder} | {case.name} | {views} | {batch} | {width} x {height} | {errors} |")
+    lines += [
+        "",
+        "## Before and after the networks",
+        "",
+        "Pixels of photos, pointmaps of pairs to scenes, descriptors to matches. Tolerances are those of the goldens'",
+        "notes where these give one; 0: every entry is equal.",
+        "",
+        "| case | output | worst error | tolerance | error |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in geometry_cases.CASES.items():
+        lines += [f"| {name} | {m.output} | {m.error:.2g} | {m.tolerance:.2g} | {m.kind} |" for m in case()]
     (ROOT / "docs" / "parity.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -116,8 +116,9 @@ def export_onnx(
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
-    square, long_side: how large the images are that it will see (`model.geometry.crop`), one of them; neither: as the
-    released networks of its kind were trained. Only a pairwise network takes a long side.
+    square, long_side: how large the images are that it will see (`model.geometry.crop`), one of them; neither: as it
+    was trained, or, where its checkpoint does not tell, as the released networks of its kind were. Only a pairwise
+    network takes a long side.
     precision: one of PRECISIONS, what its products are computed in (`export.precision`).
     The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
     for another network, for weights that are not finite, and for a name, size, number of views, precision or folder
@@ -126,6 +127,8 @@ def export_onnx(
     if not isinstance(network, MVDUSt3R | PairNetwork) or network.config.network not in NETWORKS:
         raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
     pairwise = isinstance(network, PairNetwork)
+    if square is None and long_side is None:
+        square, long_side = network.config.square, network.config.long_side
     if square is None and long_side is None:
         square, long_side = (None, 512) if pairwise and not _linear(network) else (224, None)
     if not NAME.fullmatch(name):

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,7 +34,15 @@ from model.geometry.alignment import Alignment, Pair, align, best_confidence, cl
 from model.geometry.crop import long_side_crop_in_original, square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
 from model.geometry.matching import match_both_ways
-from model.geometry.poses import INLIER_SHARE_OF_FOCAL, intrinsics, invert_rigid, pixel_centres, solve_focal, solve_pose
+from model.geometry.poses import (
+    INLIER_SHARE_OF_FOCAL,
+    camera_key,
+    intrinsics,
+    invert_rigid,
+    pixel_centres,
+    solve_focal,
+    solve_pose,
+)
 from model.geometry.sparse_alignment import Matches, align_matches
 from model.types import (
     Camera,
@@ -134,10 +143,13 @@ class PairSession:
             done += count
             progress("forward", done / (len(images) + len(chosen)))
 
-        told(0)
+        def heartbeat(_: float = 0.0) -> None:
+            told(0)
+
+        heartbeat()
         tokens = []
         for image in images:
-            tokens.append(self._encode(image, lambda _: told(0)))
+            tokens.append(self._encode(image, heartbeat))
             told(1)
         alike = defaultdict(list)
         for i, j in chosen:
@@ -148,7 +160,7 @@ class PairSession:
             for start in range(0, len(group), at_once):
                 part = group[start : start + at_once]
                 first, second = ([view[side] for view in part] for side in (0, 1))
-                outputs = self._decode([tokens[i] for i in first], [tokens[j] for j in second], lambda _: told(0))
+                outputs = self._decode([tokens[i] for i in first], [tokens[j] for j in second], heartbeat)
                 for (i, j), *fields in zip(part, *outputs, strict=True):
                     answer = dict(zip(self._outputs, fields, strict=True))
                     pairs.append(
@@ -163,10 +175,14 @@ class PairSession:
                     )
                     if self._matches and i < j:
                         # At once: the descriptors of all pairs would take far more memory than their points.
-                        ends = [answer[f"{view}_descriptors"] for view in ("first", "second")]
-                        sure = [answer[f"{view}_descriptor_confidence"] for view in ("first", "second")]
-                        matches.append(Matches(i, j, *match_both_ways(*ends, *sure)))
-                        told(0)
+                        found = match_both_ways(
+                            answer["first_descriptors"],
+                            answer["second_descriptors"],
+                            answer["first_descriptor_confidence"],
+                            answer["second_descriptor_confidence"],
+                            heartbeat=heartbeat,
+                        )
+                        matches.append(Matches(i, j, *found))
                 told(len(part))
         return pairs, matches if self._matches else None
 
@@ -210,23 +226,25 @@ def reconstruct(
     """One scene of what pairs of views show (DUSt3R, arXiv 2312.14132, section 3.3; MASt3R-SfM, arXiv 2409.19152).
 
     images: N times (H, W, 3), what the network saw; boxes: where that lies in the original photos; pairs and matches:
-    as the network answered them; without matches the points alone are aligned. Every camera gets a focal length of its
-    own, EXIF's, where there is one, as a start.
+    as the network answered them; without matches the points alone are aligned. Photos of one camera share one focal
+    length where `views.shared_focal`, else every photo has its own; EXIF's, where there is one, is the start.
     Raises ReconstructionError where the pairs hold numbers that are not finite, or do not make a scene.
     """
     pixels = [
         pixel_centres(np.array(box), *image.shape[:2]) - np.array(view.original_size) / 2
         for view, image, box in zip(views.views, images, boxes, strict=True)
     ]
-    progress("alignment", 0.0)
+    tick = partial(progress, "alignment")
+    tick(0.0)
     focals = [view.exif_focal for view in views.views]
+    lenses = [camera_key(view) if views.shared_focal else index for index, view in enumerate(views.views)]
     if matches is not None:
         linked(pairs, pixels)
-        scene = align_matches(pairs, matches, pixels, lambda done: progress("alignment", done), focals=focals)
+        scene = align_matches(pairs, matches, pixels, tick, focals=focals, cameras=lenses)
     elif len(views) == 2:
-        scene = _two_views(pairs, pixels)
+        scene = _two_views(pairs, pixels, one_camera=lenses[0] == lenses[1])
     else:
-        scene = align(pairs, pixels, lambda done: progress("alignment", done), focals=focals)
+        scene = align(pairs, pixels, tick, focals=focals, cameras=lenses)
     scene = scene.seen_from(views.reference)
     shares = agreement(scene, pairs)
     cameras = tuple(
@@ -236,19 +254,20 @@ def reconstruct(
         )
     )
     unsure = [view.name for view, share in zip(views.views, shares, strict=True) if share < DOUBTFUL]
-    progress("alignment", 1.0)
+    tick(1.0)
     return Prediction(
-        *_padded(images, boxes, scene.points, clear_air(scene)),
+        *_padded(images, boxes, scene.points, clear_air(scene, lambda: tick(1.0))),
         cameras=cameras,
         low_confidence=bool(unsure),
         warnings=(f"The cameras of these photos are doubtful: {', '.join(unsure)}.",) if unsure else (),
     )
 
 
-def _two_views(pairs: Sequence[Pair], pixels: Sequence[Float64]) -> Alignment:
+def _two_views(pairs: Sequence[Pair], pixels: Sequence[Float64], one_camera: bool) -> Alignment:
     """Both views as the surer of the two answers has them: nothing is left to be aligned.
 
-    The focal lengths are those of the views' own pointmaps, the second camera stands where it sees its points (PnP).
+    The focal lengths are those of the views' own pointmaps, or their mean if there is `one_camera`; the second camera
+    stands where it sees its points (PnP).
     """
     pairs = linked(pairs, pixels)
     pair = max(pairs, key=lambda pair: float(pair.confidence_i.mean() * pair.confidence_j.mean()))
@@ -259,6 +278,9 @@ def _two_views(pairs: Sequence[Pair], pixels: Sequence[Float64]) -> Alignment:
     for mirrored in pairs:
         if mirrored.i == pair.j:
             focals[1] = weiszfeld_focal(mirrored.points_i.reshape(-1, 3), grids[1])
+    known = [focal for focal in focals if focal is not None and focal > 0]
+    if one_camera and known:
+        focals = [float(np.mean(known))] * 2
     solved = solve_pose(others, grids[1], focals[1], sure) if focals[1] is not None and focals[1] > 0 else None
     if focals[0] is None or focals[0] <= 0 or solved is None:
         raise ReconstructionError(

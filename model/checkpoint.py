@@ -1,6 +1,7 @@
 """Checkpoints to networks: Scenelift's own (safetensors) and the released ones, strict, and none of their code is run.
 
-A released checkpoint's network and sizes are read from its tensors' names and shapes alone.
+A released checkpoint's network and sizes are read from its tensors' names and shapes alone; the text of its training
+arguments tells how large the images were, and no more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,9 +68,14 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     of another network, or lacks, misshapes or adds a tensor (each is named); OSError for one that cannot be read.
     """
     path = Path(path)
-    state, stored = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    trained_on: Mapping[str, int] = {}
+    stored = None
+    if path.suffix == ".safetensors":
+        state, stored = _read_safetensors(path)
+    else:
+        state, trained_on = _read_torch(path)
     try:
-        network = build(state, stored)
+        network = build(state, stored, trained_on)
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
     return network.to(device).eval()
@@ -84,20 +91,30 @@ def save(network: Network, path: Path | str) -> None:
     partial.replace(path)
 
 
-def build(state: Mapping[str, Tensor], stored: Mapping[str, Any] | None = None) -> Network:
+def build(
+    state: Mapping[str, Tensor],
+    stored: Mapping[str, Any] | None = None,
+    trained_on: Mapping[str, int] = MappingProxyType({}),
+) -> Network:
     """A network from tensors under upstream's names, or, with the `stored` configuration, under our own.
 
-    The configuration's sizes are never trusted: they follow from the tensors, only the head counts, which do not show
-    in them, are taken from it. Raises CheckpointError.
+    The configuration's sizes are never trusted: they follow from the tensors, only the head counts and the images'
+    size, which do not show in them, are taken from it. trained_on: `square` or `long_side` of what has no `stored` one.
+    Raises CheckpointError.
     """
     family, state, called = _from_upstream(state) if stored is None else _from_own(state, stored)
     shapes = Shapes(state)
-    config = family.config(**shapes.backbone(), **family.sizes(shapes))
+    config = family.config(**shapes.backbone(), **family.sizes(shapes), **trained_on)
     if stored is not None:
         try:
             config = replace(config, encoder_heads=stored["encoder_heads"], decoder_heads=stored["decoder_heads"])
         except KeyError as error:
             raise CheckpointError(f"the stored configuration lacks {error}") from None
+        sides = {field: stored.get(field) for field in ("square", "long_side")}  # the first files did not have them
+        for field, side in sides.items():
+            if not isinstance(side, int | None):
+                raise CheckpointError(f"the stored {field} of images is {side!r}, no number of pixels")
+        config = replace(config, **sides)
     for width, heads in (
         (config.encoder_width, config.encoder_heads),
         (config.decoder_width, config.decoder_heads),
@@ -194,8 +211,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     return state, stored
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote: a state dict, or a training checkpoint that has one as `model`."""
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tensors of a file that torch.save wrote: a state dict, or a training checkpoint that has one as `model`.
+
+    And how large images were in training, where its arguments tell.
+    """
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             # Mapped, an optimiser's state, twice the size of the weights, is never read.
@@ -215,7 +235,19 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise CheckpointError(f"{path.name} holds no state dict")
-    return state
+    return state, _trained_on(content.get("args"))
+
+
+def _trained_on(args: object) -> dict[str, int]:
+    """`square` or `long_side` of the images, from the constructor's text in the training arguments: read, never run."""
+    text = getattr(args, "model", None)
+    size = re.search(r"img_size=\((\d{1,5}), *(\d{1,5})\)", text) if isinstance(text, str) else None
+    if size is None:
+        return {}
+    sides = [int(side) for side in size.groups()]
+    if "ManyAR_PatchEmbed" in text:  # patches of images of several shapes
+        return {"long_side": max(sides)}
+    return {"square": sides[0]} if sides[0] == sides[1] else {}
 
 
 def _foreign_globals(path: Path) -> list[str]:

@@ -19,6 +19,10 @@ class BackboneConfig:
     decoder_width: int = 768
     decoder_depth: int = 12
     decoder_heads: int = 12
+    square: int | None = None
+    """Side in pixels of the square images it was trained on, where its checkpoint tells."""
+    long_side: int | None = None
+    """Or the long side of images of several shapes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import PATCH, ModelConfig
+from model.winograd import KERNEL, conv5x5
 
 SKIP_GAIN = 1e-4
 SCALE_GAIN = 0.1
@@ -55,7 +56,10 @@ class ConvNorm(nn.Module):
             return self.norm(self.conv(x))
         scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
         bias = (self.conv.bias - self.norm.running_mean) * scale + self.norm.bias
-        return F.conv2d(x, self.conv.weight * scale[:, None, None, None], bias, padding=self.conv.padding)
+        weight = self.conv.weight * scale[:, None, None, None]
+        if x.device.type == "cpu" and self.conv.kernel_size == (KERNEL, KERNEL):  # GPUs' libraries know better
+            return conv5x5(x, weight, bias)
+        return F.conv2d(x, weight, bias, padding=self.conv.padding)
 
 
 class PointHead(nn.Module):

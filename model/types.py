@@ -26,6 +26,10 @@ WORKING_SIDE = 1600
 
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
+Tick = Callable[[float], None]
+"""`tick(fraction)`: the same within one stage."""
+Heartbeat = Callable[[], None]
+"""Called every now and then in work whose share done cannot be told. It may raise, likewise."""
 
 
 class ReconstructionError(Exception):
@@ -117,6 +121,8 @@ class Prediction:
     """Where the network has them; else `model.fusion` sizes them from pixel footprints."""
     cameras: tuple[Camera | None, ...] | None = None
     """One a view where the model knows them (None inside: photo not placed); None: they are solved from the points."""
+    reference: int | None = None
+    """Index of the view whose camera frame is the world: another than asked for, if that was not placed. None: that."""
     low_confidence: bool = False
     """The model doubts the whole: to be said to the user, never to be handed out as sure."""
     warnings: tuple[str, ...] = ()

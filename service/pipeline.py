@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from model.classical.overlap import choose_reference
-from model.classical.parallel import Tick
 from model.fusion import fuse
 from model.geometry.poses import solve_cameras
-from model.types import Camera, Prediction, Progress, ReconstructionError, View, Views
+from model.types import Camera, Prediction, Progress, ReconstructionError, Tick, View, Views
 from service import formats
 from service.schemas import DEFAULT_OUTPUTS, Options
 
@@ -55,6 +54,8 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
             "Try other photos of the place, or another model.",
         )
     progress("cameras", 0.0)
+    if prediction.reference is not None:
+        views = replace(views, reference=prediction.reference)
     cameras = prediction.cameras
     warnings = list(prediction.warnings)
     low_confidence = prediction.low_confidence
@@ -69,11 +70,11 @@ def finish(prediction: Prediction, views: Views, options: Options, progress: Pro
     scene = fuse(prediction, views, cameras, options.confidence_percentile, options.max_points)
     fused = time.perf_counter()
 
-    files = {}
+    encoder, files = formats.Encoder(scene), {}
     wanted = options.outputs or DEFAULT_OUTPUTS
     for done, name in enumerate(wanted):
         progress("formats", done / len(wanted))
-        files[name] = formats.encode(name, scene)
+        files[name] = encoder.encode(name)
     progress("formats", 1.0)
     return Outcome(
         files=files,

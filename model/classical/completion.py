@@ -29,8 +29,10 @@ PLANE_WIDTH = 0.02
 """Of the long side: standard deviation of a plane's pixels across their narrow direction, at least."""
 MAJORITY = 0.5
 """How likely a pixel must belong to a plane to be put on it."""
-EDGE_STEP = 0.04
+EDGE_STEP = 0.02
 """A filled pixel whose depth differs by more than this share from a neighbour's hangs between two surfaces."""
+ANCHOR = 0.001
+"""Share of all pixels that must be sure in a region which depth edges cut off; else its filled ones are hidden."""
 FILLED_CONFIDENCE = 0.3
 REACH = 0.25
 """Share of the long side beyond which nothing is filled."""
@@ -143,6 +145,7 @@ def trust(
     guessed[_hanging(inverse) | (obstructed > 0) | (distance > reach)] = 0.0
     confidence = np.where(sure, measured, guessed)
     confidence[sky(rgb, sure)] = 0.0
+    confidence[~sure & ~_anchored(confidence > 0, sure)] = 0.0
     return confidence.astype(np.float32)
 
 
@@ -151,6 +154,13 @@ def _hanging(inverse: Float32) -> np.ndarray:
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     high, low = cv2.dilate(inverse, cross), cv2.erode(inverse, cross)
     return (high - low) > 2.0 * EDGE_STEP * inverse
+
+
+def _anchored(shown: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """(h, w) bool: in a connected region of `shown` pixels with enough `sure` ones. Others float before surfaces."""
+    count, labels = cv2.connectedComponents(shown.astype(np.uint8), connectivity=4)
+    anchors = np.bincount(labels[shown & sure], minlength=count)
+    return (anchors >= ANCHOR * sure.size)[labels]
 
 
 def sky(rgb: UInt8, sure: np.ndarray) -> np.ndarray:

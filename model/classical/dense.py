@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from model.compiled import compiled
+from model.parallel import compiled
 from model.types import Float32, Float64
 
 WINDOW = 7

@@ -11,8 +11,8 @@ import numpy as np
 import pycolmap
 
 from model.classical import completion, dense, gate, poses
-from model.classical.parallel import each
 from model.classical.poses import Pose, Solution
+from model.parallel import each
 from model.types import (
     Camera,
     Float32,
@@ -21,6 +21,7 @@ from model.types import (
     Prediction,
     Progress,
     ReconstructionError,
+    Tick,
     UInt8,
     View,
     Views,
@@ -109,7 +110,8 @@ def _reconstruct(views: Views, progress: Progress) -> Prediction | Reconstructio
             f"The scene is seen from {views.views[reference].name}, since the reference could not be placed."
         )
     return _prediction(
-        views, solution, colours, surfaces, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
+        views, solution, colours, surfaces,
+        reference=reference, low_confidence=bool(doubts), warnings=(*doubts, *warnings),
         details={
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             "sparse_points": len(solution.points),
@@ -159,7 +161,7 @@ def _grid(colour: UInt8, view: View, pose: Pose) -> dense.Grid:
     return dense.Grid(grey, K, np.ascontiguousarray(pose.R), np.ascontiguousarray(pose.t))
 
 
-def _stereo(solution: Solution, grids: dict[int, dense.Grid], tick: poses.Tick) -> dict[int, dense.DepthMap]:
+def _stereo(solution: Solution, grids: dict[int, dense.Grid], tick: Tick) -> dict[int, dense.DepthMap]:
     placed = list(grids)
     found = [solution.poses[v] for v in placed]
     centres = np.array([pose.centre for pose in found])
@@ -210,8 +212,8 @@ def _support(grids: dict[int, dense.Grid], maps: dict[int, dense.DepthMap]) -> f
 
 
 def _prediction(
-    views: Views, solution: Solution, colours: Sequence[UInt8],
-    surfaces: dict[int, Surface], *, low_confidence: bool, warnings: tuple[str, ...], details: dict[str, object],
+    views: Views, solution: Solution, colours: Sequence[UInt8], surfaces: dict[int, Surface],
+    *, reference: int, low_confidence: bool, warnings: tuple[str, ...], details: dict[str, object],
 ) -> Prediction:  # fmt: skip
     count = len(views)
     H, W = (max(colour.shape[axis] for colour in colours) for axis in (0, 1))
@@ -238,7 +240,7 @@ def _prediction(
         cameras[v] = Camera(stretch @ pose.K, pose_in_world, pose.inlier_share)
     return Prediction(
         points, confidence, rgb, crops,
-        cameras=tuple(cameras), low_confidence=low_confidence, warnings=warnings, details=details,
+        cameras=tuple(cameras), reference=reference, low_confidence=low_confidence, warnings=warnings, details=details,
     )  # fmt: skip
 
 

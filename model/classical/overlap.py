@@ -10,8 +10,8 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from model.classical.parallel import Tick, each
-from model.types import Float32, Float64, View, Views
+from model.parallel import each
+from model.types import Float32, Float64, Tick, View, Views
 
 SIDE = 480
 """Long side in pixels at which photos are compared: what they share shows in their larger structures."""

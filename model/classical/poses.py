@@ -16,9 +16,8 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from model.classical.parallel import Tick, each
-from model.compiled import compiled
-from model.types import Float32, Float64, UInt8, Views
+from model.parallel import compiled, each
+from model.types import Float32, Float64, Tick, UInt8, Views
 
 PRIOR_RATIO = 0.84
 """Focal length over the photo's long side where nothing is known: between a phone's main lens and a webcam's."""

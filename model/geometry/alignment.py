@@ -8,7 +8,7 @@ no torch. Pixels are given relative to the principal point, in any unit: in that
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from model.classical.parallel import Tick, cores
-from model.compiled import compiled
 from model.geometry.focal import weiszfeld_focal
 from model.geometry.poses import MIN_POINTS, invert_rigid, solve_focal, solve_pose
-from model.types import Float32, Float64, ReconstructionError
+from model.parallel import compiled, cores
+from model.types import Float32, Float64, Heartbeat, ReconstructionError, Tick
 
 Schedule = Literal["cosine", "linear"]
 
@@ -101,6 +101,7 @@ def align(
     tick: Tick = lambda _: None,
     *,
     focals: Sequence[float | None] | None = None,
+    cameras: Sequence[Hashable] | None = None,
     iterations: int = 300,
     rate: float = 0.01,
     schedule: Schedule = "cosine",
@@ -109,12 +110,14 @@ def align(
 
     pixels: one (H, W, 2) a view, x and y of its pixels relative to the principal point; sizes may differ.
     focals: where to start from, for views where something better than the pointmaps is known (EXIF, the user).
+    cameras: a key a view; views of one key share one focal length. Without, each view has its own.
     `iterations` 0 gives the start along the spanning tree.
     Raises ReconstructionError where pairs hold numbers that are not finite, or do not link all views; ValueError for
     shapes that do not fit.
     """
     pairs = linked(pairs, pixels)
-    state = _start(pairs, pixels, focals or [None] * len(pixels))
+    camera_of = numbered(cameras or range(len(pixels)))
+    state = _start(pairs, pixels, focals or [None] * len(pixels), camera_of, lambda: tick(0.0))
     problem = Problem(pairs, pixels)
     losses = np.zeros(iterations)
     moments = [(np.zeros_like(array), np.zeros_like(array)) for array in state.arrays()]
@@ -137,13 +140,19 @@ def align(
     )
 
 
+def numbered(keys: Sequence[Hashable]) -> NDArray[np.int64]:
+    """(N,) equal keys get one number, from 0 on."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)
+
+
 def scheduled_rate(done: float, rate: float, schedule: Schedule) -> float:
     """Adam's step size when the share `done` (0 to 1) of all steps is taken: from `rate` down to LAST_RATE."""
     share = (1 + np.cos(np.pi * done)) / 2 if schedule == "cosine" else 1 - done
     return float(LAST_RATE + (rate - LAST_RATE) * share)
 
 
-def clear_air(alignment: Alignment) -> tuple[Float32, ...]:
+def clear_air(alignment: Alignment, heartbeat: Heartbeat = lambda: None) -> tuple[Float32, ...]:
     """The confidences, set to 0 for points that float before a surface which another view is surer of.
 
     A view sees through such a point. N times (H, W); views are compared one after the other (upstream's order).
@@ -153,6 +162,7 @@ def clear_air(alignment: Alignment) -> tuple[Float32, ...]:
         for j, pose in enumerate(alignment.camera_to_world):
             if i == j:
                 continue
+            heartbeat()
             local = (points - pose[:3, 3]) @ pose[:3, :3]
             height, width = alignment.depths[j].shape
             origin, spacing = alignment.pixels[j][0, 0], _spacing(alignment.pixels[j])
@@ -220,6 +230,16 @@ def fit_similarity(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -
     return moved
 
 
+def place_pairs(pairs: Sequence[Pair], points: Sequence[np.ndarray], heartbeat: Heartbeat) -> Float64:
+    """(E, 4, 4) similarities that move each pair's pointmaps to where its first view's `points` (H, W, 3) lie."""
+    found = []
+    for pair in pairs:
+        heartbeat()
+        weight = pair.confidence_i.ravel()
+        found.append(fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), weight))
+    return np.stack(found)
+
+
 @dataclass(slots=True)
 class State:
     """The parameters, as Adam moves them; gradients come in the same form."""
@@ -229,7 +249,7 @@ class State:
     translations: Float64
     """(N, 3) sign(t) log(1 + |t|)."""
     log_focals: Float64
-    """(N,) log focal x LOG_FOCAL_STEP."""
+    """(C,) log focal x LOG_FOCAL_STEP, one a physical camera."""
     pair_quaternions: Float64
     """(E, 4)."""
     pair_translations: Float64
@@ -238,6 +258,8 @@ class State:
     """(E,) log scale, before all are brought to their fixed mean."""
     log_depths: list[Float32]
     """N times (H W,)."""
+    camera_of: NDArray[np.int64]
+    """(N,) whose focal length a view has; no parameter."""
 
     def arrays(self) -> list[np.ndarray]:
         """All parameters, in a fixed order."""
@@ -245,7 +267,8 @@ class State:
         return [*cameras, self.pair_quaternions, self.pair_translations, self.pair_scales, *self.log_depths]
 
     def focals(self) -> Float64:
-        return np.exp(self.log_focals / LOG_FOCAL_STEP)
+        """(N,) of the views."""
+        return np.exp(self.log_focals / LOG_FOCAL_STEP)[self.camera_of]
 
     def camera_to_world(self) -> Float64:
         return _transforms(_rotations(self.quaternions), _unfold(self.translations), np.ones(len(self.quaternions)))
@@ -308,14 +331,16 @@ class Problem:
         along, shift = pair_pulls[:, :, :3], pair_pulls[:, :, 3]
         by_log_scale = scales * ((along * pair_R).sum(axis=(1, 2)) + (shift * tau).sum(axis=1))
         turned = np.einsum("vki,vkj->vij", R, pulls[:, :, :3])
+        by_log_focal = -(turned[:, 0, 0] + turned[:, 1, 1]) / LOG_FOCAL_STEP
         gradient = State(
             quaternions=_quaternion_gradient(state.quaternions, pulls[:, :, :3]),
             translations=pulls[:, :, 3] * _unfolding(state.translations),
-            log_focals=-(turned[:, 0, 0] + turned[:, 1, 1]) / LOG_FOCAL_STEP,
+            log_focals=np.bincount(state.camera_of, by_log_focal),
             pair_quaternions=_quaternion_gradient(state.pair_quaternions, along * scales[:, None, None]),
             pair_translations=shift * scales[:, None] * _unfolding(state.pair_translations),
             pair_scales=by_log_scale - by_log_scale.mean(),
             log_depths=log_depths,
+            camera_of=state.camera_of,
         )
         return loss, gradient
 
@@ -440,22 +465,34 @@ def _adam(
         parameter[p] -= step * first[p] / (root * np.sqrt(second[p]) + number(1e-8))
 
 
-def _start(pairs: Sequence[Pair], pixels: Sequence[Float64], focals: Sequence[float | None]) -> State:
+def _start(
+    pairs: Sequence[Pair],
+    pixels: Sequence[Float64],
+    focals: Sequence[float | None],
+    camera_of: NDArray[np.int64],
+    heartbeat: Heartbeat,
+) -> State:
     """A first state: pointmaps joined along the maximum spanning tree of the pairs' confidence."""
     scores = [float(pair.confidence_i.mean() * pair.confidence_j.mean()) for pair in pairs]
     ranking = [pairs[k] for k in sorted(range(len(pairs)), key=lambda k: -scores[k])]
     focals = [
-        focal if focal is not None else _first_focal(view, ranking, pixels[view]) for view, focal in enumerate(focals)
+        focal if focal is not None else _first_focal(view, ranking, pixels[view])
+        for view, focal in enumerate(_shared(focals, camera_of))
     ]
+    focals = _shared(focals, camera_of)
     points, poses = _join(_spanning_tree(ranking, len(pixels)))
     confidence = best_confidence(pairs, len(pixels))
     for view, cloud in points.items():
+        heartbeat()
         flat, grid, sure = (
             cloud.reshape(-1, 3),
             pixels[view].reshape(-1, 2),
             confidence[view].ravel().astype(np.float64),
         )
-        focal = focals[view] = solve_focal(flat, grid, sure) if focals[view] is None else focals[view]
+        if focals[view] is None:
+            focals[view] = solve_focal(flat, grid, sure)
+            focals = _shared(focals, camera_of)
+        focal = focals[view]
         if focal is not None and view not in poses:
             found = _locate(flat, grid, focal, sure, _spacing(pixels[view]))
             if found is not None:
@@ -466,12 +503,7 @@ def _start(pairs: Sequence[Pair], pixels: Sequence[Float64], focals: Sequence[fl
                 "Leave that photo out, or take it again from nearer to the others.",
             )
 
-    to_world = np.stack(
-        [
-            fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), pair.confidence_i.ravel())
-            for pair in pairs
-        ]
-    )
+    to_world = place_pairs(pairs, [points[view] for view in range(len(pixels))], heartbeat)
     scales = np.cbrt(np.linalg.det(to_world[:, :3, :3]))
     shrink = MEAN_PAIR_SCALE / np.exp(np.log(scales).mean())
     camera_to_world = np.stack([poses[view] for view in range(len(pixels))])
@@ -483,12 +515,19 @@ def _start(pairs: Sequence[Pair], pixels: Sequence[Float64], focals: Sequence[fl
     return State(
         quaternions=Rotation.from_matrix(camera_to_world[:, :3, :3]).as_quat(),
         translations=_fold(camera_to_world[:, :3, 3] * shrink),
-        log_focals=LOG_FOCAL_STEP * np.log(np.array(focals, np.float64)),
+        log_focals=LOG_FOCAL_STEP * np.log([focals[view] for view in np.unique(camera_of, return_index=True)[1]]),
         pair_quaternions=Rotation.from_matrix(to_world[:, :3, :3] / scales[:, None, None]).as_quat(),
         pair_translations=_fold(to_world[:, :3, 3] / scales[:, None]),
         pair_scales=np.log(scales),
         log_depths=log_depths,
+        camera_of=camera_of,
     )
+
+
+def _shared(focals: Sequence[float | None], camera_of: NDArray[np.int64]) -> list[float | None]:
+    """Each view's camera's: the median of what is known of its views."""
+    known = [[f for f, of in zip(focals, camera_of) if of == camera and f is not None] for camera in camera_of]
+    return [float(np.median(some)) if some else None for some in known]
 
 
 def _spanning_tree(ranking: Sequence[Pair], views: int) -> list[Pair]:

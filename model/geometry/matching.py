@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 from model.geometry.alignment import Pair
 from model.geometry.focal import weiszfeld_focal
 from model.geometry.poses import MIN_POINTS, invert_rigid
-from model.types import Float32, Float64, ReconstructionError
+from model.types import Float32, Float64, Heartbeat, ReconstructionError
 
 Indices = NDArray[np.int64]
 Metric = Literal["dot", "l2"]
@@ -45,12 +45,15 @@ def mutual_nearest_points(first: Float32, second: Float32) -> Indices:
     return np.stack([rows[0][to_first[mutual]], rows[1][mutual]], axis=1)
 
 
-def nearest(queries: Float32, candidates: Float32, metric: Metric = "dot") -> Indices:
+def nearest(
+    queries: Float32, candidates: Float32, metric: Metric = "dot", heartbeat: Heartbeat = lambda: None
+) -> Indices:
     """(Q,) the index of the candidate (C, D) nearest to each query (Q, D): of largest product, or least distance."""
     # |q - c|^2 = |q|^2 - 2 (q c - |c|^2 / 2): the least distance is the largest product less a constant.
     bias = None if metric == "dot" else np.float32(0.5) * (candidates * candidates).sum(axis=1)
     best = np.zeros(len(queries), np.int64)
     for row in range(0, len(queries), BLOCK[0]):
+        heartbeat()
         rows = slice(row, row + BLOCK[0])
         block = queries[rows]
         highest = np.full(len(block), -np.inf, np.float32)
@@ -68,7 +71,12 @@ def nearest(queries: Float32, candidates: Float32, metric: Metric = "dot") -> In
 
 
 def reciprocal_matches(
-    first: Float32, second: Float32, spacing: int = 8, tolerance: float = 0.0, metric: Metric = "dot"
+    first: Float32,
+    second: Float32,
+    spacing: int = 8,
+    tolerance: float = 0.0,
+    metric: Metric = "dot",
+    heartbeat: Heartbeat = lambda: None,
 ) -> Indices:
     """Matches of descriptors (H, W, D) and (H', W', D), from a grid over the first (MASt3R, arXiv 2406.09756, 3.3).
 
@@ -79,21 +87,21 @@ def reciprocal_matches(
     (height, width, _), flat_first, flat_second = first.shape, *(d.reshape(-1, d.shape[2]) for d in (first, second))
     rows, columns = np.mgrid[spacing // 2 : height : spacing, spacing // 2 : width : spacing]
     here = (rows * width + columns).ravel()
-    there = nearest(flat_first[here], flat_second, metric)
+    there = nearest(flat_first[here], flat_second, metric, heartbeat)
     if tolerance > 0:
-        back = nearest(flat_second[there], flat_first, metric)
+        back = nearest(flat_second[there], flat_first, metric, heartbeat)
         drift = np.hypot(back // width - here // width, back % width - here % width)
         settled = drift < tolerance
         return _unique(here[settled], there[settled])
     moving = np.arange(len(here))
     for round_ in range(ROUNDS):
-        back = nearest(flat_second[there[moving]], flat_first, metric)
+        back = nearest(flat_second[there[moving]], flat_first, metric, heartbeat)
         moved = back != here[moving]
         here[moving] = back
         moving = moving[moved]
         if not len(moving) or round_ == ROUNDS - 1:
             break
-        onwards = nearest(flat_first[here[moving]], flat_second, metric)
+        onwards = nearest(flat_first[here[moving]], flat_second, metric, heartbeat)
         moved = onwards != there[moving]
         there[moving] = onwards
         moving = moving[moved]
@@ -109,6 +117,7 @@ def match_both_ways(
     confidence_second: Float32,
     spacing: int = 8,
     tolerance: float = 0.0,
+    heartbeat: Heartbeat = lambda: None,
 ) -> tuple[Indices, Float32]:
     """Matches (M, 2) from grids over both views, sorted, each once; and their confidence (M,), the lesser of the two.
 
@@ -120,8 +129,8 @@ def match_both_ways(
             "The network's descriptors hold numbers that are not finite.",
             "Check the model's weights, or use another model.",
         )
-    there = reciprocal_matches(first, second, spacing, tolerance)
-    back = reciprocal_matches(second, first, spacing, tolerance)
+    there = reciprocal_matches(first, second, spacing, tolerance, heartbeat=heartbeat)
+    back = reciprocal_matches(second, first, spacing, tolerance, heartbeat=heartbeat)
     matches = _unique(*np.concatenate([there, back[:, ::-1]]).T)
     confidence = np.minimum(confidence_first.ravel()[matches[:, 0]], confidence_second.ravel()[matches[:, 1]])
     return matches, confidence

@@ -7,7 +7,7 @@ little from what the network says. The strays are eliminated (Schur complement),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial.transform import Rotation
 
-from model.classical.parallel import Tick
-from model.geometry.alignment import Alignment, Pair, align, fit_similarity
+from model.geometry.alignment import Alignment, Pair, align, numbered, place_pairs
 from model.geometry.matching import Indices
-from model.types import Float32, Float64, ReconstructionError
+from model.types import Float32, Float64, ReconstructionError, Tick
 
 MIN_MATCHES = 15
 """Pairs with fewer matches say nothing."""
@@ -133,11 +132,12 @@ def align_matches(
     tick: Tick = lambda _: None,
     *,
     focals: Sequence[float | None] | None = None,
+    cameras: Sequence[Hashable] | None = None,
 ) -> Alignment:
     """Poses, focal lengths and depth maps of all views, such that matched pixels meet.
 
-    pairs, pixels, focals: as `align` takes them; matches: between any views, once a pair of views. Pairs of views
-    without enough matches are left out. Raises ReconstructionError where the rest does not link all views.
+    matches: between any views, once a pair of views; the rest as `align` takes it. Pairs of views without enough
+    matches are left out. Raises ReconstructionError where the rest does not link all views.
     """
     matches = [m for m in matches if len(m.indices) >= MIN_MATCHES]
     seen = {frozenset((m.i, m.j)) for m in matches}
@@ -146,36 +146,30 @@ def align_matches(
             "The photos have too few points in common.", "Add photos that share more than half of what they show."
         )
     pairs = [pair for pair in pairs if {pair.i, pair.j} in seen]
-    start = align(pairs, pixels, focals=focals, iterations=0)
+    start = align(pairs, pixels, lambda _: tick(0.0), focals=focals, cameras=cameras, iterations=0)
     clouds = _canonical_points(pairs, start)
     start = replace(start, depths=tuple(cloud[..., 2] for cloud in clouds))
     sides = [side for m in matches for side in _sides(m, start, clouds)]
-    cameras = _Cameras(
+    first = _Cameras(
         start.camera_to_world,
         np.zeros(len(pixels)),
         start.focals,
         np.zeros(len(pixels)),
         tuple(np.zeros(int(np.prod(_cells(depth)))) for depth in start.depths),
     )
-    free = np.ones((len(pixels), 8), bool)
-    free[_best_linked(matches, len(pixels)), :7] = False
-    cameras, costs = _least_squares(_gaps, CAUCHY, sides, cameras, free, STEPS[0], lambda done: tick(0.4 * done))
-    cameras, more = _least_squares(
-        _misses_and_gaps, GEMAN_MCCLURE, sides, cameras, free, STEPS[1], lambda done: tick(0.4 + 0.6 * done)
+    free = _free(_best_linked(matches, len(pixels)), numbered(cameras or range(len(pixels))))
+    solved, costs = _least_squares(_gaps, CAUCHY, sides, first, free, STEPS[0], lambda done: tick(0.4 * done))
+    solved, more = _least_squares(
+        _misses_and_gaps, GEMAN_MCCLURE, sides, solved, free, STEPS[1], lambda done: tick(0.4 + 0.6 * done)
     )
-    solved = replace(
+    aligned = replace(
         start,
-        camera_to_world=cameras.poses,
-        focals=cameras.focals,
-        depths=_corrected_depths(start, cameras),
+        camera_to_world=solved.poses,
+        focals=solved.focals,
+        depths=_corrected_depths(start, solved),
         losses=np.array(costs + more),
     )
-    points = solved.points
-    to_world = [
-        fit_similarity(pair.points_i.reshape(-1, 3), points[pair.i].reshape(-1, 3), pair.confidence_i.ravel())
-        for pair in pairs
-    ]
-    return replace(solved, pair_to_world=np.stack(to_world))
+    return replace(aligned, pair_to_world=place_pairs(pairs, aligned.points, lambda: tick(1.0)))
 
 
 def _canonical_points(pairs: Sequence[Pair], start: Alignment) -> tuple[Float32, ...]:
@@ -231,6 +225,18 @@ def _best_linked(matches: Sequence[Matches], views: int) -> int:
     for m in matches:
         count[[m.i, m.j]] += len(m.indices)
     return int(count.argmax())
+
+
+def _free(fixed: int, camera_of: NDArray[np.int64]) -> Float64:
+    """(8 N, U) 0 or 1: which unknowns of the views follow each free one.
+
+    All but the pose and scale of the view `fixed` are free, and zooms of one camera follow one.
+    """
+    views = len(camera_of)
+    own = np.arange(8 * views).reshape(views, 8)
+    own[:, 7] = own[0, 7] + 8 * camera_of
+    own[fixed, :7] = -1
+    return (own.ravel()[:, None] == np.setdiff1d(own, -1)).astype(np.float64)
 
 
 def _placed(local: Float64, view: int, cameras: _Cameras) -> Float64:
@@ -322,22 +328,20 @@ def _least_squares(
     loss: _Loss,
     sides: Sequence[_Side],
     cameras: _Cameras,
-    free: NDArray[np.bool_],
+    free: Float64,
     steps: int,
     tick: Tick,
 ) -> tuple[_Cameras, list[float]]:
-    """Levenberg and Marquardt with a robust loss on the `free` (N, 8) unknowns. Also returns the costs on the way."""
-    unknown = free.ravel()
+    """Levenberg and Marquardt with a robust loss on the `free` (8 N, U) unknowns. Also returns the costs on the way."""
     damping, costs = 1e-4, [_cost(residuals, loss, sides, cameras)]
     for done in range(steps):
         tick(done / steps)
         normal, slope, eliminated = _linearised(residuals, loss, sides, cameras)
         while damping < 1e8:
             held = normal + damping * np.diag(np.diag(normal) + 1e-9)
-            step = np.zeros(free.size)
-            step[unknown] = np.linalg.solve(held[np.ix_(unknown, unknown)], -slope[unknown])
+            step = free @ np.linalg.solve(free.T @ held @ free, -slope @ free)
             strays = [-(pull + cross @ step) / curvature for pull, cross, curvature in eliminated]
-            moved = cameras.moved(step.reshape(free.shape), strays)
+            moved = cameras.moved(step.reshape(-1, 8), strays)
             cost = _cost(residuals, loss, sides, moved)
             if cost <= costs[-1]:
                 break

@@ -1,32 +1,45 @@
-"""A finished scene to files: one module a format, arrays to bytes. `encode` finds the module by the file's name."""
+"""A finished scene to files: one module a format, arrays to bytes. `Encoder` finds the module by the file's name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from model.types import Scene
 from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
+from service.formats.tracks import Tracks, find_tracks
 
 Buffer = bytes | bytearray | memoryview
 """A file's contents."""
 
-_ENCODERS: dict[str, Callable[[Scene], Buffer]] = {
-    "scene.ply": lambda scene: ply.encode_cloud(scene.cloud),
-    "scene.glb": glb.encode,
-    "scene.splat": lambda scene: splat.encode(scene.splats),
-    "gaussians.ply": lambda scene: ply.encode_gaussians(scene.splats),
-    "gaussians.spz": lambda scene: spz.encode(scene.splats),
-    "cameras.json": cameras.encode,
-    "colmap.zip": colmap.encode,
-    "transforms.json": cameras.encode_transforms,
-    "pointmaps.npz": pointmaps.encode,
-    "preview.webp": preview.encode,
-    "matches.npz": matches.encode,
-    "matches.webp": matches.encode_picture,
-    "depth.zip": depth.encode,
+
+class Encoder:
+    """One scene's files. What several of them need is computed once, for the first one that asks."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    @cached_property
+    def tracks(self) -> Tracks:
+        return find_tracks(self.scene)
+
+    def encode(self, name: str) -> Buffer:
+        """The contents of the result file `name`, one of `schemas.OUTPUTS`; KeyError for another name."""
+        return _ENCODERS[name](self)
+
+
+_ENCODERS: dict[str, Callable[[Encoder], Buffer]] = {
+    "scene.ply": lambda of: ply.encode_cloud(of.scene.cloud),
+    "scene.glb": lambda of: glb.encode(of.scene),
+    "scene.splat": lambda of: splat.encode(of.scene.splats),
+    "gaussians.ply": lambda of: ply.encode_gaussians(of.scene.splats),
+    "gaussians.spz": lambda of: spz.encode(of.scene.splats),
+    "cameras.json": lambda of: cameras.encode(of.scene),
+    "colmap.zip": lambda of: colmap.encode(of.tracks),
+    "transforms.json": lambda of: cameras.encode_transforms(of.scene),
+    "pointmaps.npz": lambda of: pointmaps.encode(of.scene),
+    "preview.webp": lambda of: preview.encode(of.scene),
+    "matches.npz": lambda of: matches.encode(of.scene, of.tracks),
+    "matches.webp": lambda of: matches.encode_picture(of.tracks),
+    "depth.zip": lambda of: depth.encode(of.scene),
 }
-
-
-def encode(name: str, scene: Scene) -> Buffer:
-    """The contents of the result file `name`, one of `schemas.OUTPUTS`; KeyError for another name."""
-    return _ENCODERS[name](scene)

@@ -19,6 +19,7 @@ LEVEL, AIM = np.radians(2.0), np.radians(15.0)
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z forward, for the world and every camera",
     "world": "the frame of the reference view's camera; its scale is arbitrary",
+    "reference": "index, from 0, in views: the one asked for, or another where that one could not be placed",
     "camera_to_world": "4 x 4, row by row: point_in_world = camera_to_world * point_in_camera",
     "K": "3 x 3, row by row, in pixels of the upright original image, no distortion",
     "K_grid": "the same for the view's grid in pointmaps.npz, which shows the part `crop` of the original",

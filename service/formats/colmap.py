@@ -12,24 +12,23 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from model.types import Float64, Scene, UInt8
+from model.types import Float64, UInt8
 from service.formats.archive import pack
 from service.formats.cameras import image_path
-from service.formats.tracks import PlacedView, tracks
+from service.formats.tracks import PlacedView, Tracks
 
 PINHOLE = 1
 """COLMAP's number of the camera model fx, fy, cx, cy."""
 JPEG_QUALITY = 92
 
 
-def encode(scene: Scene) -> memoryview:
+def encode(tracks: Tracks) -> memoryview:
     """colmap.zip: sparse/0/{cameras,images,points3D}.bin and images/NNN.jpg of every placed view.
 
     Since a view observes a point where its own pointmap has it, reprojection errors tell how well cameras and pointmaps
     agree, and bundle adjustment has something to do.
     """
-    found = tracks(scene)
-    placed, points, colours, observed = found.views, found.points, found.colours, found.observed
+    placed, points, colours, observed = tracks.views, tracks.points, tracks.colours, tracks.observed
     return pack(
         {
             "sparse/0/cameras.bin": _cameras(placed),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from model.types import Float32, Scene
-from service.formats.tracks import Tracks, tracks
+from service.formats.tracks import Tracks
 
 HEIGHT = 540
 """Pixels of the picture's height; both photos are brought to it."""
@@ -22,16 +22,15 @@ SMOOTHING = 2
 """The picture is drawn so many times larger, then reduced."""
 
 
-def encode(scene: Scene) -> memoryview:
+def encode(scene: Scene, tracks: Tracks) -> memoryview:
     """matches.npz, one row a match, pairs in order: pairs (M, 2) int32 view indices i < j; first, second (M, 2) float32
     pixels of the ORIGINAL photos i and j; point (M,) int32, equal where several pairs see one point; names (N,)."""
-    found = tracks(scene)
     pairs, first, second, point = [], [], [], []
-    for a, b in combinations(range(len(found.views)), 2):
-        both = _seen_by(found, a, b)
-        pairs.append(np.tile(np.array([[found.views[a].index, found.views[b].index]], np.int32), (len(both), 1)))
-        first.append(_in_original(scene, found, a, both))
-        second.append(_in_original(scene, found, b, both))
+    for a, b in combinations(range(len(tracks.views)), 2):
+        both = _seen_by(tracks, a, b)
+        pairs.append(np.tile(np.array([[tracks.views[a].index, tracks.views[b].index]], np.int32), (len(both), 1)))
+        first.append(_in_original(scene, tracks, a, both))
+        second.append(_in_original(scene, tracks, b, both))
         point.append(both.astype(np.int32))
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -46,23 +45,22 @@ def encode(scene: Scene) -> memoryview:
     return buffer.getbuffer()
 
 
-def encode_picture(scene: Scene) -> memoryview:
+def encode_picture(tracks: Tracks) -> memoryview:
     """matches.webp: the two photos with most matches side by side, lines between some of them."""
-    found = tracks(scene)
-    a, b = max(combinations(range(len(found.views)), 2), key=lambda pair: len(_seen_by(found, *pair)), default=(0, 0))
+    a, b = max(combinations(range(len(tracks.views)), 2), key=lambda pair: len(_seen_by(tracks, *pair)), default=(0, 0))
     height = SMOOTHING * HEIGHT
     photos = []
     for number in (a, b):
-        view = found.views[number]
+        view = tracks.views[number]
         photos.append(Image.fromarray(view.image).resize((round(height * view.size[0] / view.size[1]), height)))
     shift = photos[0].width + SMOOTHING * GAP
     picture = Image.new("RGB", (shift + photos[1].width, height), "white")
     picture.paste(photos[0], (0, 0))
     picture.paste(photos[1], (shift, 0))
-    both = _seen_by(found, a, b)
+    both = _seen_by(tracks, a, b)
     ends = []
     for number, left in ((a, 0), (b, shift)):
-        ends.append(found.observed[number, both] * height / found.views[number].size[1] + (left, 0))
+        ends.append(tracks.observed[number, both] * height / tracks.views[number].size[1] + (left, 0))
     # Shuffled, so that they lie all over the photos; coloured from left to right, so that crossed ones stand out.
     drawn = np.random.default_rng(0).permutation(len(both))[:LINES]
     draw = ImageDraw.Draw(picture)
@@ -76,12 +74,12 @@ def encode_picture(scene: Scene) -> memoryview:
     return buffer.getbuffer()
 
 
-def _seen_by(found: Tracks, a: int, b: int) -> NDArray[np.intp]:
-    return np.flatnonzero(np.isfinite(found.observed[[a, b], :, 0]).all(axis=0))
+def _seen_by(tracks: Tracks, a: int, b: int) -> NDArray[np.intp]:
+    return np.flatnonzero(np.isfinite(tracks.observed[[a, b], :, 0]).all(axis=0))
 
 
-def _in_original(scene: Scene, found: Tracks, number: int, points: NDArray[np.intp]) -> Float32:
-    view = found.views[number]
+def _in_original(scene: Scene, tracks: Tracks, number: int, points: NDArray[np.intp]) -> Float32:
+    view = tracks.views[number]
     factor = np.divide(scene.views.views[view.index].original_size, view.size)
-    pixels: Float32 = (found.observed[number, points] * factor).astype(np.float32)
+    pixels: Float32 = (tracks.observed[number, points] * factor).astype(np.float32)
     return pixels

@@ -95,7 +95,7 @@ class Tracks:
     """(V, P, 2) pixels where each view observes them, nan where not."""
 
 
-def tracks(scene: Scene) -> Tracks:
+def find_tracks(scene: Scene) -> Tracks:
     """Points of sure pixels, and where the views observe them: those that two views or more do, where there are enough.
 
     A view observes a point where its own pointmap has it, not where the point projects to.

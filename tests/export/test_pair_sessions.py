@@ -245,6 +245,19 @@ def test_exif_is_where_focal_lengths_start(session: PairSession, truth: Truth, m
     assert_true(truth, prediction)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("by", ["pointmaps", "descriptors"])
+def test_photos_of_one_camera_share_one_focal_or_not(request, truth: Truth, by: str, count: int) -> None:
+    session = request.getfixturevalue("session" if by == "pointmaps" else "matching")
+    for shared in (True, False):
+        (prediction,) = session.run([Views(truth.views.views[:count], shared_focal=shared)], silent)
+        focals = [camera.focal for camera in prediction.cameras]
+        # Three by one camera, one of them upright, and one by another.
+        assert len(set(focals[:3])) == (1 if shared else min(count, 3))
+        assert len(set(focals)) == ({2: 1, 4: 2}[count] if shared else count)
+        assert_true(truth, prediction, slack=1 if by == "pointmaps" else 2.5)
+
+
 def test_what_does_not_agree_is_said_to_be_doubtful(session: PairSession) -> None:
     """Random weights: whatever comes, it is not handed out as sure."""
     for views in (2, 3):
@@ -314,6 +327,19 @@ def test_a_pass_may_be_cancelled_while_it_runs(session: PairSession, monkeypatch
     with pytest.raises(KeyError, match="cancelled"):
         session.run([job(4)], cancel)
     assert beats == [0, 0, 0]
+
+
+def test_a_pair_may_be_cancelled_while_it_is_matched(matching: PairSession, truth: Truth) -> None:
+    told: list[float] = []
+
+    def cancel(stage: str, fraction: float) -> None:
+        if fraction > 0.3 and told[-1] == fraction:
+            raise KeyError("cancelled")
+        told.append(fraction)
+
+    with pytest.raises(KeyError, match="cancelled"):
+        matching.run([truth.views], cancel)
+    assert told[-1] == told[-2] + 1 / 16  # nothing but the search for matches tells a share twice here
 
 
 def test_a_job_too_large_is_refused_before_it_runs(

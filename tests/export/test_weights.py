@@ -215,15 +215,23 @@ def test_a_declined_licence_fetches_nothing(hub: Hub, models: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_pairwise_network_of_ones_own_is_served(tmp_path: Path, models: Path) -> None:
+@pytest.mark.parametrize(
+    ("constructor", "square", "long_side"),
+    [(None, 224, None), ("Net(patch_embed_cls='ManyAR_PatchEmbed', img_size=(128, 128))", None, 128)],
+    ids=["as released", "as its arguments tell"],
+)
+def test_a_pairwise_network_of_ones_own_is_served(
+    tmp_path: Path, models: Path, constructor: str | None, square: int | None, long_side: int | None
+) -> None:
     network = tiny_pair_network()
     state = {upstream_name(name, network.config): tensor for name, tensor in network.state_dict().items()}
-    torch.save({"model": state}, tmp_path / "mine.pth")
-    assert add(tmp_path / "mine.pth", models, "dust3r-224")
+    torch.save({"model": state, "args": argparse.Namespace(model=constructor)}, tmp_path / "mine.pth")
+    assert add(tmp_path / "mine.pth", models, "mine")
     registry = Registry(models)
     info = registry.infos()[1]
-    assert (info.name, info.network, info.square, registry.default()) == ("dust3r-224", "dust3r", 224, "dust3r-224")
-    registry.open("dust3r-224").warm_up()
+    assert (info.name, info.network, registry.default()) == ("mine", "dust3r", "mine")
+    assert (info.square, info.long_side) == (square, long_side)
+    registry.open("mine").warm_up()
 
 
 @pytest.mark.parametrize("name", [name for name in RELEASED if RELEASED[name].network not in NETWORKS] + ["gpt"])

@@ -180,6 +180,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, upstream: dict[str, Tensor], cut:
         ("{", "not a readable"),
         ('{"encoder_heads": 3, "decoder_heads": 4}', "cannot be cut into 3"),
         ('{"encoder_heads": 4, "decoder_heads": "4"}', "cannot be cut"),
+        ('{"encoder_heads": 4, "decoder_heads": 4, "square": "224"}', "square of images is '224', no number of pixels"),
     ],
 )
 def test_a_wrong_stored_configuration_is_refused(tmp_path: Path, network: MVDUSt3R, stored: str, words: str) -> None:
@@ -265,6 +266,27 @@ def test_a_released_dust3r(tmp_path: Path, pair_network: DUSt3R) -> None:
     assert_equal(load(tmp_path / "DUSt3R.pth"), pair_network)
     save_file(released(pair_network), tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_equal(load(tmp_path / "model.safetensors"), pair_network)
+
+
+@pytest.mark.parametrize(
+    ("model", "square", "long_side"),
+    [
+        ("AsymmetricCroCo3DStereo(pos_embed='RoPE100', img_size=(224, 224), head_type='linear')", 224, None),
+        ("Net(patch_embed_cls='ManyAR_PatchEmbed', img_size=(512, 512), head_type='linear')", None, 512),
+        ("Net(img_size=(512,384),patch_embed_cls='ManyAR_PatchEmbed')", None, 512),
+        ("Net(img_size=(512, 384))", None, None),
+        ("Net(img_size=os.system('touch x'))", None, None),
+        (7, None, None),
+    ],
+)
+def test_the_arguments_tell_how_large_images_were(
+    tmp_path: Path, pair_network: DUSt3R, model: object, square: int | None, long_side: int | None
+) -> None:
+    torch.save({"args": argparse.Namespace(model=model), "model": released(pair_network)}, tmp_path / "mine.pth")
+    network = load(tmp_path / "mine.pth")
+    assert (network.config.square, network.config.long_side) == (square, long_side)
+    save(network, tmp_path / "own.safetensors")
+    assert_equal(load(tmp_path / "own.safetensors"), network)
 
 
 def test_a_released_croco(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_sizes_and_orientations_may_differ_and_any_view_may_be_the_reference(mod
     photos[2] = view("sideways.jpg", np.rot90(photos[2].image), exif_focal=K[0, 0])
     photos = [photo if photo.exif_focal else replace(photo, exif_focal=K[0, 0]) for photo in photos[:3]]
     answer = model.run([Views(tuple(photos), reference=1)], silent)[0]
+    assert answer.reference == 1
     assert answer.points.shape == (3, 384, 384, 3)
     np.testing.assert_allclose(answer.cameras[1].camera_to_world, np.eye(4), atol=1e-9)
     assert answer.details["focal_source"] == "exif"
@@ -176,6 +177,7 @@ def test_a_photo_of_something_else_is_named_and_left_out(model, truth):
     photos = (view("strange.jpg", strange), *truth.views.views[:2])
     answer = model.run([Views(photos, reference=0)], silent)[0]
     assert answer.cameras[0] is None
+    assert answer.reference == 1
     assert answer.cameras[1] is not None
     assert answer.cameras[2] is not None
     assert (answer.confidence[0] == 0).all()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model.classical import completion, dense, gate
-from model.classical.parallel import each
 from model.classical.poses import Pose, Solution, match
+from model.parallel import compiled, each
 from model.types import ReconstructionError
 
 
@@ -83,7 +83,7 @@ def test_kernels_compile_where_no_folder_can_be_written(monkeypatch):
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", unwritable)
-    assert dense.compiled(lambda x: x + 1)(1) == 2
+    assert compiled(lambda x: x + 1)(1) == 2
 
 
 def test_filling_continues_a_surface_and_stops_at_colours():
@@ -123,6 +123,21 @@ def test_confidence_tells_measured_from_filled_from_hidden():
     assert confidence[30, 22] > confidence[30, 30]
     # At the depth edge, too far from anything measured, or before what another photo sees.
     assert confidence[30, 40] == confidence[30, 70] == confidence[10, 25] == confidence[10, 5] == 0
+
+
+def test_what_is_filled_and_tied_to_nothing_measured_is_hidden():
+    rgb = np.full((60, 80, 3), 90, np.uint8)
+    inverse = np.full((60, 80), 0.5, np.float32)
+    inverse[20:40, 22:32] = 0.6
+    sure = np.zeros((60, 80), bool)
+    sure[:, :20] = True
+    none, score = np.zeros((60, 80), np.uint8), np.full((60, 80), 0.9, np.float32)
+    confidence = completion.trust(rgb, inverse, sure, score, none, none)
+    assert (confidence[20:40, 22:32] == 0).all()
+    assert (confidence[30, [20, 34]] > 0).all()
+    sure[28:32, 25:29] = True
+    confidence = completion.trust(rgb, inverse, sure, score, none, none)
+    assert (confidence[21:39, 23:31] > 0).all()
 
 
 def test_sky_is_smooth_bright_and_up():

@@ -193,31 +193,32 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 def inputs(folder: str, seed: int, batch: int, height: int, width: int) -> dict[str, Tensor]:
     """Random ones, as the network takes them."""
-    views = 3 if folder == "noposplat_multi" else 2
+    views = 3 if folder.startswith("mvdust3r") or folder == "noposplat_multi" else 2
     called = {"images": noise(seed, batch, views, 3, height, width)}
     generator = torch.Generator().manual_seed(seed)
     if folder in PAIRS:
         called["portrait"] = torch.rand(batch, 2, generator=generator) < 0.5
     if folder.startswith("noposplat"):
         called["intrinsics"] = noise(seed + 1, batch, views, 3, 3)
-    if folder == "croco":
+    if folder.startswith("croco"):
         called["mask"] = random_mask(batch, height * width // 256, generator)
     return called
 
 
 @settings(max_examples=3, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("folder", [*PAIRS, "noposplat_multi", "croco"])
+@pytest.mark.parametrize("folder", CONFIGS)
 def test_a_batch_is_its_scenes(folder: str, data: st.DataObject) -> None:
     """Whatever the size, and however views of either orientation are mixed."""
-    rows, columns = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    # A table of positions is made for one size.
+    rows, columns = (6, 6) if folder == "croco_cosine" else (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3)))
     called = inputs(folder, data.draw(st.integers(0, 99)), 2, 16 * rows, 16 * columns)
     network = network_of(folder)
     with torch.inference_mode():
         both = network(**called)
         for scene in range(2):
             one = network(**{name: value[scene : scene + 1] for name, value in called.items()})
-            if folder == "croco":
+            if folder.startswith("croco"):
                 torch.testing.assert_close(both[scene : scene + 1], one, rtol=1e-3, atol=1e-4)
                 continue
             own = {f.name: getattr(both, f.name) for f in fields(NetworkOutput)}

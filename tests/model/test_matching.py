@@ -1,4 +1,4 @@
-"""Matches against the reference implementation's goldens and exhaustive search; two views and many from matches."""
+"""Matches against exhaustive search; two views from matches. The goldens: test_golden_geometry."""
 
 from __future__ import annotations
 
@@ -26,41 +26,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "geometry"
 POINTS = np.load(GOLDEN / "reciprocal_dust3r.npz")
 DESCRIPTORS = np.load(GOLDEN / "reciprocal_mast3r.npz")
 A, B = DESCRIPTORS["descA"], DESCRIPTORS["descB"]
-
-
-def assert_golden(matches: np.ndarray, name: str) -> None:
-    for index, width, side in ((matches[:, 0], 48, "xy1"), (matches[:, 1], 52, "xy2")):
-        np.testing.assert_array_equal(np.stack([index % width, index // width], axis=1), DESCRIPTORS[f"{name}/{side}"])
-
-
-def test_mutual_points_equal_the_reference_implementation() -> None:
-    matches = mutual_nearest_points(POINTS["P1"], POINTS["P2"])
-    assert len(matches) == POINTS["num_matches"][0]
-    np.testing.assert_array_equal(matches[:, 1], np.flatnonzero(POINTS["reciprocal_in_P2"]))
-    np.testing.assert_array_equal(matches[:, 0], POINTS["nn2_in_P1"][matches[:, 1]])
-
-
-@pytest.mark.parametrize("metric", ["dot", "l2"])
-def test_nearest_descriptors_equal_the_reference_implementation(metric: str) -> None:
-    first, second = A.reshape(-1, 24), B.reshape(-1, 24)
-    np.testing.assert_array_equal(nearest(first, second, metric), DESCRIPTORS[f"bruteforce_{metric}/nn_A"])
-    np.testing.assert_array_equal(nearest(second, first, metric), DESCRIPTORS[f"bruteforce_{metric}/nn_B"])
-
-
-def test_reciprocal_matches_equal_the_reference_implementation() -> None:
-    matches = reciprocal_matches(A, B, 8)
-    assert_golden(matches, "fast_dot_S8")
-    np.testing.assert_array_equal(matches[:, 0], DESCRIPTORS["fast_dot_S8/idx1"])
-    np.testing.assert_array_equal(matches[:, 1], DESCRIPTORS["fast_dot_S8/idx2"])
-    assert_golden(reciprocal_matches(A, B, 4), "fast_dot_S4")
-    assert_golden(reciprocal_matches(A, B, 4, metric="l2"), "fast_kdtree_S4")
-
-
-@pytest.mark.parametrize("tolerance", [0, 5])
-def test_matches_both_ways_equal_the_reference_implementation(tolerance: int) -> None:
-    matches, confidence = match_both_ways(A, B, DESCRIPTORS["confA"], DESCRIPTORS["confB"], 4, tolerance)
-    assert_golden(matches, f"nonsym_S4_tol{tolerance}")
-    np.testing.assert_array_equal(confidence, DESCRIPTORS[f"nonsym_S4_tol{tolerance}/conf"])
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,6 +74,20 @@ def test_descriptors_and_points_that_are_not_finite() -> None:
     points[::2] = np.inf
     assert (mutual_nearest_points(points, POINTS["P2"])[:, 0] % 2 == 1).all()
     assert mutual_nearest_points(points * np.nan, POINTS["P2"]).shape == (0, 2)
+
+
+def test_a_long_search_may_be_cancelled_on_its_way() -> None:
+    beats: list[int] = []
+
+    def heartbeat() -> None:
+        beats.append(len(beats))
+        if len(beats) == 3:
+            raise InterruptedError
+
+    confidence = [DESCRIPTORS[name] for name in ("confA", "confB")]
+    with pytest.raises(InterruptedError):
+        match_both_ways(A, B, *confidence, spacing=1, heartbeat=heartbeat)
+    assert len(beats) == 3
 
 
 @settings(max_examples=15, deadline=None)

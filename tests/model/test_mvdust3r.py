@@ -164,7 +164,9 @@ def test_tokens_and_heads_equal_the_golden_ones(folder: str, case: str) -> None:
     expected = {name for name in golden if name.startswith(("tokens/", "head/"))}
     assert expected <= ours.keys()
     for name in expected:
-        np.testing.assert_allclose(ours[name].numpy(), golden[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        # What leaves the skip CNN counts by a factor of 1e-4: its fast convolutions may lose a digit or two.
+        atol = 1e-4 * np.abs(golden[name]).max() if "skip_raw" in name else 1e-5
+        np.testing.assert_allclose(ours[name].numpy(), golden[name], rtol=1e-4, atol=atol, err_msg=name)
 
 
 @pytest.fixture(scope="module")

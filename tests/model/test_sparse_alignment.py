@@ -48,6 +48,25 @@ def test_a_wrong_first_focal_is_put_right(mixed: Scene, matches: list[Matches], 
     assert focal < 0.02
 
 
+def test_views_of_one_camera_share_one_focal(mixed: Scene, matches: list[Matches]) -> None:
+    pairs, first = mixed.pairs(noise=0.03), [77.0, 60.0, 70.0, 80.0]
+    shared = align_matches(pairs, matches, mixed.pixels, focals=first, cameras=["a", "b", "c", "d"])
+    assert len(set(shared.focals)) == 4
+    shared = align_matches(pairs, matches, mixed.pixels, focals=first, cameras=["a", "b", "a", "c"])
+    assert shared.focals[0] == shared.focals[2] == pytest.approx(71, rel=0.01)  # they are 70 and 72
+
+
+def test_one_camera_of_all_views_is_found() -> None:
+    scene = Scene([(48, 64), (48, 64), (64, 48), (48, 64)], [70.0] * 4)
+    pairs, matches = scene.pairs(noise=0.03), [scene.matches(i, j, wrong=0.2) for i, j in EVERY]
+    found = align_matches(pairs, matches, scene.pixels, cameras=["a"] * 4, focals=[63, 77, None, 77])
+    assert len(set(found.focals)) == 1
+    degrees, distance, focal = scene.errors(found)
+    assert degrees < PIXEL
+    assert distance < 0.07
+    assert focal < 0.01
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_other_scenes_are_found_as_well(seed: int) -> None:

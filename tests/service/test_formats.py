@@ -21,6 +21,7 @@ from PIL import Image
 from model.types import Camera, PointCloud, Splats
 from service import formats
 from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
+from service.formats.tracks import find_tracks
 from service.schemas import OUTPUTS
 from tests.service.scene_fixture import box_room, up_in_world
 
@@ -53,12 +54,24 @@ def columns(table: dict[str, np.ndarray], prefix: str, count: int) -> np.ndarray
 
 
 def test_every_output_can_be_written_and_equal_scenes_give_equal_files(scene):
+    encoder = formats.Encoder(scene)
     for name in OUTPUTS:
-        content = bytes(formats.encode(name, scene))
+        content = bytes(encoder.encode(name))
         assert len(content) > 100
-        assert content == bytes(formats.encode(name, scene))
+        assert content == bytes(formats.Encoder(scene).encode(name))
     with pytest.raises(KeyError):
-        formats.encode("scene.obj", scene)
+        encoder.encode("scene.obj")
+
+
+def test_tracks_are_found_once_and_only_when_a_file_needs_them(scene, monkeypatch):
+    found = []
+    monkeypatch.setattr(formats, "find_tracks", lambda scene: found.append(scene) or find_tracks(scene))
+    encoder = formats.Encoder(scene)
+    encoder.encode("cameras.json")
+    assert found == []
+    for name in ("colmap.zip", "matches.npz", "matches.webp"):
+        encoder.encode(name)
+    assert found == [scene]
 
 
 def test_cloud_ply_is_read_by_trimesh(scene):
@@ -144,7 +157,7 @@ def test_splat_is_32_bytes_a_gaussian(splats):
 @needs_node
 @pytest.mark.parametrize("name", ["scene.splat", "gaussians.ply", "gaussians.spz"])
 def test_gaussians_are_read_by_splat_transform(name, scene, tmp_path):
-    table = splat_transform(tmp_path, name, formats.encode(name, scene))
+    table = splat_transform(tmp_path, name, formats.Encoder(scene).encode(name))
     axes = np.array([1, -1, -1]) if name.endswith("spz") else np.ones(3)
     read = np.stack([table["x"], table["y"], table["z"]], axis=1) * axes
     splats = scene.splats
@@ -281,7 +294,7 @@ def test_cameras_json_explains_every_pixel(scene):
 
 def test_transforms_json_is_opengl_and_names_the_images(scene):
     document = json.loads(cameras.encode_transforms(scene))
-    archive = zipfile.ZipFile(io.BytesIO(colmap.encode(scene)))
+    archive = zipfile.ZipFile(io.BytesIO(colmap.encode(find_tracks(scene))))
     assert len(document["frames"]) == 4
     for frame, index in zip(document["frames"], (0, 1, 2, 4)):
         picture = Image.open(archive.open(frame["file_path"]))
@@ -298,7 +311,7 @@ def test_transforms_json_is_opengl_and_names_the_images(scene):
 
 
 def unpacked(scene, folder: Path) -> pycolmap.Reconstruction:
-    zipfile.ZipFile(io.BytesIO(colmap.encode(scene))).extractall(folder)
+    zipfile.ZipFile(io.BytesIO(colmap.encode(find_tracks(scene)))).extractall(folder)
     return pycolmap.Reconstruction(folder / "sparse" / "0")
 
 
@@ -411,7 +424,7 @@ def test_preview_shows_the_scene():
 
 def test_matches_show_the_same_point_in_the_original_photos():
     scene = box_room(4, unplaced=(2,))
-    with np.load(io.BytesIO(matches.encode(scene)), allow_pickle=False) as read:
+    with np.load(io.BytesIO(matches.encode(scene, find_tracks(scene))), allow_pickle=False) as read:
         pairs, first, second = read["pairs"], read["first"].astype(float), read["second"].astype(float)
         names, point = read["names"], read["point"]
     assert names.tolist() == [view.name for view in scene.views.views]
@@ -434,12 +447,12 @@ def test_matches_show_the_same_point_in_the_original_photos():
 
 def test_the_picture_of_matches_shows_two_photos_and_lines():
     scene = box_room(3)
-    picture = Image.open(io.BytesIO(matches.encode_picture(scene)))
+    picture = Image.open(io.BytesIO(matches.encode_picture(find_tracks(scene))))
     assert picture.size == (2 * 720 + 12, 540)
     photo = Image.fromarray(scene.views.views[0].image).resize((720, 540))
     changed = np.abs(np.asarray(picture)[:, :720].astype(int) - np.asarray(photo)).max(axis=2) > 60
     assert 0.005 < changed.mean() < 0.3
-    alone = Image.open(io.BytesIO(matches.encode_picture(box_room(2, unplaced=(1,)))))
+    alone = Image.open(io.BytesIO(matches.encode_picture(find_tracks(box_room(2, unplaced=(1,))))))
     assert alone.size == picture.size
 
 

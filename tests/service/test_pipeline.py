@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scene_fixture import box_room
 
+from model.geometry.poses import invert_rigid
 from model.types import ReconstructionError
 from service import pipeline
 from service.schemas import DEFAULT_OUTPUTS, Options
@@ -50,6 +51,22 @@ def test_a_view_that_cannot_be_placed_is_named_and_the_rest_succeeds() -> None:
     assert [view["placed"] for view in outcome.views] == [True, False, True]
     assert scene.views.views[1].name in outcome.warnings[0]
     assert outcome.low_confidence
+
+
+def test_files_name_the_view_whose_camera_is_the_world_where_the_reference_could_not_be_placed() -> None:
+    scene = box_room(3, unplaced=(0,))
+    to_second = invert_rigid(scene.cameras[1].camera_to_world)
+    cameras = tuple(c and replace(c, camera_to_world=to_second @ c.camera_to_world) for c in scene.cameras)
+    points = scene.prediction.points @ to_second[:3, :3].T.astype(np.float32) + to_second[:3, 3].astype(np.float32)
+    prediction = replace(scene.prediction, points=points, cameras=cameras, reference=1)
+    outcome = pipeline.finish(prediction, scene.views, Options(), ignore)
+    document = json.loads(bytes(outcome.files["cameras.json"]))
+    assert document["reference"] == 1
+    assert document["views"][0]["camera_to_world"] is None
+    np.testing.assert_allclose(document["views"][1]["camera_to_world"], np.eye(4), atol=1e-12)
+    assert [view["reference"] for view in outcome.views] == [False, True, False]
+    asked = pipeline.finish(replace(prediction, reference=None), scene.views, Options(), ignore)
+    assert asked.files["preview.webp"] != outcome.files["preview.webp"]
 
 
 def test_points_of_no_sense_are_said_to_be_doubtful() -> None:

@@ -1,17 +1,18 @@
-"""Work on every core while the caller hears of it often enough to cancel."""
+"""Work on every core: loops as machine code, in threads whose caller hears of them often enough to cancel."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numba
+
+from model.types import Tick
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-Tick = Callable[[float], None]
-"""`tick(fraction)`: a share of the work is done, 0 to 1. May raise to cancel."""
 
 WORKERS = 4
 """Threads at most: each holds some hundred MB of cost volume."""
@@ -45,3 +46,15 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def compiled(function: Callable[..., Any], reorder_sums: bool = False) -> Callable[..., Any]:
+    """numba.njit without the GIL, cached on disk where some folder can be written to.
+
+    With `reorder_sums`, sums over a loop may be taken in any order, as SIMD must; nan and infinity keep their meaning.
+    """
+    options = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"} if reorder_sums else False}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
