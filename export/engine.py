@@ -429,12 +429,10 @@ def check_engine(path: Path, key: Key) -> Record:
     for part in fields(Key):
         found, expected = getattr(record.key, part.name), getattr(key, part.name)
         if found != expected:
-            again = f"python -m export.engine ARTIFACT --target {key.target}"
             what = part.name.removesuffix("_sha256")
-            short = (found[:12], expected[:12]) if part.name.endswith("sha256") else (found, expected)
-            raise EngineError(
-                f"the engine {path.name} is of {what} {short[0]}, not {short[1]}: build it again, {again}"
-            )
+            difference = "other profiles" if what == "profiles" else f"{what} {found:.16}, not {expected:.16}"
+            again = f"python -m export.engine ARTIFACT --target {key.target}"
+            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {again}")
     if not path.is_file() or path.stat().st_size != record.size or sha256(path) != record.sha256:
         raise EngineError(f"the engine {path.name} is not what was built, but cut off or altered: build it again")
     return record
