@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from export.contract import PRECISIONS, ArtifactError, name_after
-from export.engine import TARGETS, build_all
+from export.engine import TARGETS, build_all, load_builder
 
 
 def export(
@@ -37,6 +37,8 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     name = name or name_after(checkpoint)
     try:
+        for wanted in target or []:
+            load_builder(wanted)  # before the minutes that the graph takes
         network = load(checkpoint)
         size = sum(parameter.numel() for parameter in network.parameters())
         typer.echo(f"Read {checkpoint.name}: {network.config.network}, {size / 1e6:.1f} M parameters")

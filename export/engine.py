@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,10 +41,14 @@ from export.contract import (
     sha256,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 log = logging.getLogger(__name__)
 
-TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""GPUs that can be built for ahead of time, by compute capability: TensorRT for RTX knows no others."""
+TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
+"""GPUs that can be built for ahead of time, by compute capability. TensorRT for RTX knows one more, sm75, but has no
+float32 products for it, of which our heads are made."""
 OLDEST, NEWEST = (10, 14), (11,)
 """Of `tensorrt`: older ones do not take every graph's types as they are, newer ones are not known."""
 BUCKETS = (2, 4, 8, 12, 24)
@@ -133,7 +137,7 @@ def wanted_engine(description: Description, target: str | None) -> Key:
     """The engine of an artifact for `target`, one of TARGETS; None: for this machine's GPU. Raises EngineError."""
     if description.network not in MULTI_VIEW:
         raise EngineError(f"{description.name} is served without engines: they are made of {' and '.join(MULTI_VIEW)}")
-    builder = _builder(target)
+    builder = load_builder(target)
     graph = json.dumps(sorted(description.files.items()))
     return Key(
         network=description.network,
@@ -172,7 +176,7 @@ def choose_profile(profiles: tuple[Profile, ...], batch: int, views: int) -> int
     raise EngineError(f"the engine takes {profiles[0].views[0]} to {profiles[-1].views[1]} views, not {views}")
 
 
-def _builder(target: str | None) -> ModuleType:
+def load_builder(target: str | None) -> ModuleType:
     """The module that builds for `target`, or, None, for this machine's GPU. Raises EngineError."""
     if target is not None and target not in TARGETS:
         raise EngineError(f"engines cannot be built ahead of time for {target!r}, but for {', '.join(TARGETS)}")
@@ -257,53 +261,57 @@ def build_engine(artifact: Path, key: Key, folder: Path, progress: Progress | No
     ended: list[BaseException] = []
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress, ended)
-    cache = None if key.builder == "tensorrt_rtx" else _load_timing_cache(config, folder / f"{key.target}.timing")
-    engine = builder.build_serialized_network(network, config)
+    cache = folder / f"{key.builder}-{key.version}-{key.target}.timing"
+    if key.builder == "tensorrt":
+        _load_timing_cache(config, cache)
+    content = builder.build_serialized_network(network, config)
+    del parser
     if ended:
         raise ended[0]
-    if engine is None:
-        raise EngineError(
-            f"{key.builder} does not build {description.name}: {heard.last_error or 'it does not say why'}"
-        )
-    del parser
-    tensors = [
-        {
-            tensor.name: {"type": str(tensor.dtype).rpartition(".")[2], "shape": list(tensor.shape)}
-            for tensor in (get(i) for i in range(count))
-        }
-        for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs))
-    ]
+    if content is None:
+        reason = heard.last_error or "it does not say why"
+        raise EngineError(f"{key.builder} does not build {description.name}: {reason}")
     softmax = sum(network.get_layer(i).type == trt.LayerType.SOFTMAX for i in range(network.num_layers))
-    kernels = heard.kernels
-    path = folder / f"{key.name}.engine"
-    record_path = path.with_suffix(".json")
-    record_path.unlink(missing_ok=True)
-    partial = [p.with_name(f".{p.name}.partial") for p in (path, record_path)]
-    try:
-        with partial[0].open("wb") as file:
-            file.write(engine)
-        record = Record(
-            key=key,
-            sha256=sha256(partial[0]),
-            size=engine.nbytes,
-            inputs=tensors[0],
-            outputs=tensors[1],
-            parity=description.parity,
-            attentions=softmax * len(key.profiles),
-            fused_attentions=sum(count for name, count in kernels.items() if "mha" in name.lower()),
-            kernels=dict(kernels.most_common()),
-            seconds=round(time.monotonic() - started, 1),
-            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        )
-        partial[1].write_text(json.dumps(asdict(record), indent=1) + "\n")
-        for made, final in zip(partial, (path, record_path), strict=True):
-            made.replace(final)
-    finally:
-        for made in partial:
-            made.unlink(missing_ok=True)
-    if cache is not None:
-        _keep_timing_cache(config, folder / f"{key.target}.timing")
+    record = Record(
+        key=key,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=content.nbytes,
+        inputs=_tensors(network.get_input, network.num_inputs),
+        outputs=_tensors(network.get_output, network.num_outputs),
+        parity=description.parity,
+        attentions=softmax * len(key.profiles),
+        fused_attentions=sum(count for name, count in heard.kernels.items() if "mha" in name.lower()),
+        kernels=dict(heard.kernels.most_common()),
+        seconds=round(time.monotonic() - started, 1),
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+    path = write_engine(folder, content, record)
+    if key.builder == "tensorrt":
+        _replace(cache, config.get_timing_cache().serialize())
     return path
+
+
+def write_engine(folder: Path, content: Buffer, record: Record) -> Path:
+    """Write an engine and then its record, each whole or not at all; the engine's path. Raises OSError."""
+    path = folder / f"{record.key.name}.engine"
+    path.with_suffix(".json").unlink(missing_ok=True)
+    _replace(path, content)
+    _replace(path.with_suffix(".json"), f"{json.dumps(asdict(record), indent=1)}\n".encode())
+    return path
+
+
+def _replace(path: Path, content: Buffer) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _tensors(get: Callable[[int], Any], count: int) -> dict[str, dict[str, Any]]:
+    tensors = (get(index) for index in range(count))
+    return {t.name: {"type": str(t.dtype).rpartition(".")[2], "shape": list(t.shape)} for t in tensors}
 
 
 def _parse(trt: ModuleType, builder: Any, graph: Path, description: Description) -> tuple[Any, Any]:
@@ -388,18 +396,10 @@ def _monitor(trt: ModuleType, progress: Progress, ended: list[BaseException]) ->
     return Monitor()
 
 
-def _load_timing_cache(config: Any, path: Path) -> Any:
-    """What was measured on this GPU before; a broken file is measured anew."""
+def _load_timing_cache(config: Any, path: Path) -> None:
+    """What was measured on such a GPU before; where the file is broken, it is measured anew."""
     kept = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(kept) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
-
-
-def _keep_timing_cache(config: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(config.get_timing_cache().serialize())
-    partial.replace(path)
+    config.set_timing_cache(config.create_timing_cache(kept) or config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _first_line(message: str) -> str:
@@ -429,12 +429,10 @@ def check_engine(path: Path, key: Key) -> Record:
     for part in fields(Key):
         found, expected = getattr(record.key, part.name), getattr(key, part.name)
         if found != expected:
-            again = f"python -m export.engine ARTIFACT --target {key.target}"
             what = part.name.removesuffix("_sha256")
-            short = (found[:12], expected[:12]) if part.name.endswith("sha256") else (found, expected)
-            raise EngineError(
-                f"the engine {path.name} is of {what} {short[0]}, not {short[1]}: build it again, {again}"
-            )
+            difference = "other profiles" if what == "profiles" else f"{what} {found:.16}, not {expected:.16}"
+            again = f"python -m export.engine ARTIFACT --target {key.target}"
+            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {again}")
     if not path.is_file() or path.stat().st_size != record.size or sha256(path) != record.sha256:
         raise EngineError(f"the engine {path.name} is not what was built, but cut off or altered: build it again")
     return record

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir.passes.common as passes
 import onnxruntime
 import torch
-from onnxscript.ir import DataType
+from onnxscript import ir, optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -234,7 +235,7 @@ def write_pair_graphs(network: PairNetwork, folder: Path) -> None:
 
 
 def write_graph(network: MVDUSt3R, path: Path, square: int) -> None:
-    """Write the bare graph, and its weights beside it where they are large. The exporter folds batch normalisation."""
+    """Write the bare graph, and its weights beside it where they are large."""
     plus = network.config.paths > 1
     # Sizes of an example are kept apart from 1 and from each other, so that none is taken for a constant.
     images = torch.zeros(2, 5, 3, square, square)
@@ -267,22 +268,45 @@ def _write(
             output_names=list(outputs),
             opset_version=OPSET,
             dynamic_shapes=dict(shapes),
+            optimize=False,  # that takes minutes: see _simplify
             verbose=False,
         )
     if program is None:
         raise ArtifactError("torch wrote no graph")
+    _simplify(program.model)
     foreign = {f"{node.domain}.{node.op_type}" for node in program.model.graph if node.domain}
     if foreign or program.model.functions:
         raise ArtifactError(f"the graph has operators beyond the standard: {sorted(foreign)}")
     constants = program.model.graph.initializers.values()
     for value in (*constants, *(value for node in program.model.graph for value in node.outputs)):
-        if value.dtype == DataType.DOUBLE:  # TensorRT would make float32 of it and say nothing
+        if value.dtype == ir.DataType.DOUBLE:  # TensorRT would make float32 of it and say nothing
             raise ArtifactError(f"the graph computes in float64: {value.name}")
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     held = (value.const_value for value in constants)
     size = sum(int(value.nbytes) for value in held if value is not None)
     program.save(path, external_data=size > EXTERNAL_BYTES)
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold what is constant, and say nothing twice.
+
+    What the exporter would do, without its rewriting of patterns: that compares every node with all others, which takes
+    most of the minutes that a network of the released depth does, to find some shapes that need no computing.
+    """
+    optimizer.inline(model)
+    for _ in range(2):
+        optimizer.fold_constants_ir(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for tidy in (
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        tidy(model)
 
 
 def _max_batch(config: ModelConfig, square: int, max_views: int) -> int:

@@ -30,25 +30,27 @@ N = TypeVar("N", MVDUSt3R, PairNetwork, NoPoSplat)
 
 
 def written_in(network: N, precision: str) -> N:
-    """A copy of `network`, in eval mode, that computes in `precision`; in fp32 the network itself.
+    """`network`, which is in eval mode, as it is to be exported in `precision`: inputs and outputs are float32 in any.
 
-    Inputs and outputs are float32 in any. For export: convolutions and batch norms of the skip CNN have become one.
+    The network itself is left as it is; weights that do not differ are shared. Convolution and batch norm are one.
     Raises ArtifactError where a weight is not finite, or not any more in this precision: the parameter is named.
     """
     _check_finite(network, "is not finite")
     dtype = DTYPES[precision]
-    if dtype == torch.float32:
-        return network
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
     lowered = [network.encoder, network.decoder]
     if isinstance(network, MVDUSt3R):
         for head in (network.reference_head, network.head):
             layers: Any = head.points.skip_proj
             head.points.skip_proj = nn.ModuleList(fuse_conv_bn_eval(layer.conv, layer.norm) for layer in layers)
             lowered.append(head.points.skip_proj)
+    if dtype == torch.float32:
+        return network
     for module in (module for part in lowered for module in part.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype).register_forward_pre_hook(partial(_cast, dtype))
+            for name, parameter in module.named_parameters():
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+            module.register_forward_pre_hook(partial(_cast, dtype))
         elif isinstance(module, CrossAttention):  # its bias
             module.register_forward_pre_hook(partial(_cast, dtype))
         elif isinstance(module, nn.LayerNorm):

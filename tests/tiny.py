@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ TINY_CONFIG = ModelConfig(
     gaussian_width=16,
 )
 TINY_SQUARE = 32
+TINY_HEADS = dataclasses.replace(TINY_CONFIG, encoder_width=128, decoder_width=128)
+"""Its heads have 64 channels, as those of all released networks: attention of other widths is planned otherwise."""
 TINY_PAIRS = DUSt3RConfig(
     encoder_width=32,
     encoder_depth=1,

@@ -4,6 +4,7 @@ installed, which needs no GPU. What runs against a module that is none is called
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import resource
 import shutil
@@ -27,6 +28,7 @@ from export.engine import (
     EngineError,
     Key,
     Profile,
+    Record,
     build_engine,
     check_engine,
     choose_profile,
@@ -34,34 +36,16 @@ from export.engine import (
     plan_profiles,
     read_record,
     wanted_engine,
+    write_engine,
 )
-from export.onnx_graph import export_onnx
-from tests.tiny import TINY_CONFIG, TINY_SQUARE, tiny_network
+from tests.tiny import TINY_SQUARE
 
 RTX = "tensorrt_rtx"
-HEADS = dataclasses.replace(TINY_CONFIG, encoder_width=128, decoder_width=128)
-"""Two heads of 64 channels, as all released networks have them: attention of other widths is planned otherwise."""
-
 DESCRIPTION = Description(
     name="m", network="mvdust3r-plus", licence="none", square=224, paths=4, parameters=1, weights_sha256="a" * 64,
     files={GRAPH_FILE: "b" * 64}, precision="fp16",
 )  # fmt: skip
 KEY = Key("mvdust3r-plus", "a" * 64, "b" * 64, "fp16", RTX, "1.7", "sm89", plan_profiles(DESCRIPTION))
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In fp16, for two or three views: one export serves all builds here."""
-    folder = tmp_path_factory.mktemp("engines") / "a"
-    export_onnx(tiny_network(HEADS), folder, "a", "none", square=TINY_SQUARE, max_views=3, precision="fp16")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def built(artifact: Path) -> Path:
-    """An engine: read only."""
-    pytest.importorskip(RTX)
-    return ensure_engine(artifact, "sm89", artifact / "engines")
 
 
 # ---------------------------------------------------------------- which engine
@@ -109,23 +93,20 @@ def test_the_buckets_of_the_released_networks() -> None:
 def test_every_difference_is_another_name_and_refused(tmp_path: Path, change: dict) -> None:
     other = dataclasses.replace(KEY, **change)
     assert other.name != KEY.name
-    path = write_engine(tmp_path, KEY)
+    path = made_up(tmp_path, KEY)
     check_engine(path, KEY)
     with pytest.raises(EngineError, match=f"is of .*: build it again, .*--target {other.target}"):
         check_engine(path, other)
 
 
-def write_engine(folder: Path, key: Key, content: bytes = b"engine") -> Path:
+def made_up(folder: Path, key: Key, content: bytes = b"engine") -> Path:
     """Files of an engine that no builder made."""
-    path = folder / f"{key.name}.engine"
-    path.write_bytes(content)
-    record = engine.Record(key, sha256(path), len(content), {}, {}, {}, 1, 1, {}, 1.0, 1)
-    path.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(record)))
-    return path
+    digest = hashlib.sha256(content).hexdigest()
+    return write_engine(folder, content, Record(key, digest, len(content), {}, {}, {}, 1, 1, {}, 1.0, 1))
 
 
 def test_a_truncated_altered_or_absent_engine_is_refused(tmp_path: Path) -> None:
-    path = write_engine(tmp_path, KEY)
+    path = made_up(tmp_path, KEY)
     for content in (b"engin", b"enginE", b""):
         path.write_bytes(content)
         with pytest.raises(EngineError, match="cut off or altered: build it again"):
@@ -137,18 +118,29 @@ def test_a_truncated_altered_or_absent_engine_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"key": {"profiles": [{}]}}', '{"key": 3}'])
 def test_an_unreadable_record_is_refused(tmp_path: Path, content: str) -> None:
-    path = write_engine(tmp_path, KEY)
+    path = made_up(tmp_path, KEY)
     path.with_suffix(".json").write_text(content)
     with pytest.raises(EngineError, match=r"record of the engine .* cannot be read .*: build it again"):
         check_engine(path, KEY)
 
 
 def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_engine(tmp_path, KEY)
+    path = made_up(tmp_path, KEY)
     record = path.with_suffix(".json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 2}))
     with pytest.raises(EngineError, match="of format 2: build it again"):
         read_record(path)
+
+
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            made_up(tmp_path, KEY, bytes(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- what is refused before a build
@@ -193,7 +185,7 @@ def test_without_a_gpu_a_fake_tensorrt_is_of_no_use(monkeypatch: pytest.MonkeyPa
         raise OSError(name)
 
     monkeypatch.setattr(engine.ctypes, "CDLL", absent)
-    with pytest.raises(EngineError, match="no NVIDIA GPU here: build ahead of time, for one of sm75"):
+    with pytest.raises(EngineError, match="no NVIDIA GPU here: build ahead of time, for one of sm80"):
         wanted_engine(DESCRIPTION, None)
 
 
@@ -213,21 +205,23 @@ def test_with_a_fake_gpu_the_engine_is_for_it(monkeypatch: pytest.MonkeyPatch) -
     assert (key.builder, key.version, key.target) == ("tensorrt", "11.4.0.106", "sm90")
 
 
-def test_a_full_disk_is_seen_before_the_build(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_seen_before_the_build(
+    half_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine.shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1000))
     with pytest.raises(EngineError, match=r"takes about 0\.0 GB of disk: .* has less"):
-        build_engine(artifact, KEY, tmp_path)
+        build_engine(half_artifact, KEY, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- real builds, without a GPU
 
 
-def test_an_engine_is_built_without_a_gpu(artifact: Path, built: Path) -> None:
+def test_an_engine_is_built_without_a_gpu(half_artifact: Path, built: Path) -> None:
     import tensorrt_rtx
 
     record = read_record(built)
-    description = read_description(artifact)
+    description = read_description(half_artifact)
     assert record.key == wanted_engine(description, "sm89")
     assert (record.key.builder, record.key.version) == (RTX, tensorrt_rtx.__version__)
     assert record.key.profiles == (Profile((1, 8), (2, 2), (2, 2)), Profile((1, 8), (3, 3), (3, 3)))
@@ -252,23 +246,23 @@ def test_attention_is_one_kernel(built: Path) -> None:
 
 
 def test_an_engine_that_is_there_is_taken(
-    artifact: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    half_artifact: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a broken one is built anew, whatever is broken about it."""
     folder = Path(shutil.copytree(built.parent, tmp_path / "engines"))
     builds = []
     monkeypatch.setattr(engine, "build_engine", lambda *arguments: builds.append(arguments) or built)
-    assert ensure_engine(artifact, "sm89", folder) == folder / built.name
+    assert ensure_engine(half_artifact, "sm89", folder) == folder / built.name
     assert not builds
     (folder / built.name).write_bytes(built.read_bytes()[:-1])
-    assert ensure_engine(artifact, "sm89", folder) == built
+    assert ensure_engine(half_artifact, "sm89", folder) == built
     (folder / built.name).with_suffix(".json").unlink()
-    assert ensure_engine(artifact, "sm89", folder) == built
-    assert ensure_engine(artifact, "sm86", folder) == built
+    assert ensure_engine(half_artifact, "sm89", folder) == built
+    assert ensure_engine(half_artifact, "sm86", folder) == built
     assert len(builds) == 3
 
 
-def test_a_progress_that_raises_ends_the_build(artifact: Path, built: Path, tmp_path: Path) -> None:
+def test_a_progress_that_raises_ends_the_build(half_artifact: Path, built: Path, tmp_path: Path) -> None:
     seen = []
 
     def cancel(phase: str, fraction: float) -> None:
@@ -276,7 +270,7 @@ def test_a_progress_that_raises_ends_the_build(artifact: Path, built: Path, tmp_
         raise KeyError("cancelled")
 
     with pytest.raises(KeyError, match="cancelled"):
-        build_engine(artifact, read_record(built).key, tmp_path, cancel)
+        build_engine(half_artifact, read_record(built).key, tmp_path, cancel)
     assert len(seen) == 1
     assert 0 < seen[0][1] <= 1
     assert list(tmp_path.iterdir()) == []
@@ -312,50 +306,39 @@ def renamed_input(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (foreign_operator, r"does not take the node the_odd_one \(Swoosh\) of a: "),
-        (wrong_shape, r"tensorrt_rtx does not .* a: "),
+        (foreign_operator, r"does not take the node the_odd_one \(Swoosh\) of half: "),
+        (wrong_shape, r"tensorrt_rtx does not .* half: "),
         (renamed_input, r"its inputs and outputs are \(\('photos', 'references'\)"),
     ],
 )
 def test_what_the_builder_does_not_take_is_named(
-    artifact: Path, built: Path, tmp_path: Path, change, words: str
+    half_artifact: Path, built: Path, tmp_path: Path, change, words: str
 ) -> None:
-    broken = broken_artifact(artifact, tmp_path, change)
+    broken = broken_artifact(half_artifact, tmp_path, change)
     with pytest.raises(EngineError, match=words) as refusal:
         ensure_engine(broken, "sm89", tmp_path / "engines")
     assert "\n" not in str(refusal.value)
     assert list((tmp_path / "engines").iterdir()) == []
 
 
-def test_a_graph_that_is_not_the_exported_one_is_not_built(artifact: Path, built: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engines")))
+def test_a_graph_that_is_not_the_exported_one_is_not_built(half_artifact: Path, built: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(half_artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engines")))
     with (copy / GRAPH_FILE).open("ab") as file:
         file.write(b"\0")
     app = Typer()
     app.command()(engine.engine)
     result = CliRunner().invoke(app, [str(copy), "--target", "sm89"])
     assert result.exit_code == 2
-    assert "error: a: the file model.onnx has changed since its export" in result.output
+    assert "error: half: the file model.onnx has changed since its export" in result.output
     assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, DESCRIPTION_FILE}
-
-
-def test_a_disk_that_fills_leaves_nothing(artifact: Path, built: Path, tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (built.stat().st_size // 2, limits[1]))
-    try:
-        with pytest.raises(OSError):
-            build_engine(artifact, read_record(built).key, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm86", "sm120"])
-def test_other_targets_and_the_command(artifact: Path, built: Path, tmp_path: Path, target: str) -> None:
+def test_other_targets_and_the_command(half_artifact: Path, built: Path, tmp_path: Path, target: str) -> None:
     app = Typer()
     app.command()(engine.engine)
-    result = CliRunner().invoke(app, [str(artifact), "--target", target, "-o", str(tmp_path)])
+    result = CliRunner().invoke(app, [str(half_artifact), "--target", target, "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert f"Engine for {target}, fp16" in result.output
     assert "26 of 26 attentions fused" in result.output

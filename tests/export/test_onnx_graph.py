@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,20 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "exists already" in result.output
     assert not (tmp_path / DESCRIPTION_FILE).exists()
+
+
+def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny_network(), tmp_path / "mine.safetensors")
+    command = (tmp_path / "mine.safetensors", "-o", tmp_path / "out", "--square", "32", "--target")
+    monkeypatch.setattr(onnx_graph, "export_onnx", None)
+    for target, missing, words in (("sm90", False, "for 'sm90', but for sm80"), ("sm89", True, "is not installed")):
+        if missing:
+            monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+        result = run_command(*command, target)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: ")
+        assert words in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
 @pytest.fixture(scope="module")
