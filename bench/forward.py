@@ -329,7 +329,8 @@ def table(document: dict[str, Any]) -> str:
     others = [record for record in records if record["what"] == "alone" or record["what"].startswith("GPU")]
     if others:
         lines += [
-            "Alone, as the views grow (G: 10^9 multiply-adds):",
+            "Alone, as the views grow (G: 10^9 multiply-adds, convolutions counted as they are written: on the CPU",
+            "Winograd's method does the large ones with a sixth of them):",
             "",
             "| | views | s | peak MB | needed G | G/s | share of the limit |",
             "| --- |" + " --: |" * 6,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from export.contract import MAX_VIEWS, ArtifactError, name_after
+from export.contract import PRECISIONS, ArtifactError, name_after
+from export.engine import TARGETS, build_all, load_builder
 
 
 def export(
@@ -18,7 +19,13 @@ def export(
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
     square: Annotated[int | None, typer.Option(help="Side in pixels of the squares it will see.")] = None,
     long_side: Annotated[int | None, typer.Option(help="Or the long side of images of the photos' own shape.")] = None,
-    max_views: Annotated[int, typer.Option(help="The most photos a job may have.")] = MAX_VIEWS,
+    max_views: Annotated[int | None, typer.Option(help="The most photos a job may have.")] = None,
+    precision: Annotated[
+        str, typer.Option(help=f"What products are computed in: {', '.join(PRECISIONS)}.")
+    ] = PRECISIONS[0],
+    target: Annotated[
+        list[str] | None, typer.Option(help=f"GPUs to build TensorRT engines for: {', '.join(TARGETS)}.")
+    ] = None,
 ) -> None:
     """Write CHECKPOINT as an ONNX artifact, once its answers have been compared with the checkpoint's own."""
     try:
@@ -30,23 +37,37 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     name = name or name_after(checkpoint)
     try:
+        for wanted in target or []:
+            load_builder(wanted)  # before the minutes that the graph takes
         network = load(checkpoint)
         size = sum(parameter.numel() for parameter in network.parameters())
         typer.echo(f"Read {checkpoint.name}: {network.config.network}, {size / 1e6:.1f} M parameters")
         typer.echo("Writing the graph and comparing it with the checkpoint ...")
         description = export_onnx(
-            network, output, name, licence, square=square, long_side=long_side, max_views=max_views
+            network,
+            output,
+            name,
+            licence,
+            square=square,
+            long_side=long_side,
+            max_views=max_views,
+            precision=precision,
         )
     except (CheckpointError, ArtifactError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     for case in description.parity["noise"]:
         typer.echo(
-            f"Equal for {case['batch']} x {case['views']} views: relative error of the points "
+            f"Compared for {case['batch']} x {case['views']} views: relative error of the points "
             f"{case['point_error_median']:.1e} median, {case['point_error_p99']:.1e} at 99 %"
         )
     written = sum(path.stat().st_size for path in output.iterdir())
-    typer.echo(f"Wrote {output}: {description.name}, {written / 2**20:.1f} MiB")
+    typer.echo(f"Wrote {output}: {description.name}, {description.precision}, {written / 2**20:.1f} MiB")
+    try:
+        build_all(output, target or [])
+    except (ArtifactError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,13 @@ square's side):
     rotation    float32 (B, N, S, S, 4), w x y z
     opacity     float32 (B, N, S, S), 0 to 1
 
+NoPoSplat is one graph, too, whose frame is its first view's:
+    images      as above
+    intrinsics  float32 (B, N, 3, 3), K with its first row divided by the square's width, its second by its height
+    points, rotation, opacity   as above
+    scale       float32 (B, N, S, S, 3), > 0
+    harmonics   float32 (B, N, S, S, 3, K), of R, G, B
+
 A pairwise network is two: an encoder, which sees a photo once however many pairs that is in, and a decoder, whose two
 views may differ in size. Heights and widths are multiples of DIVISOR, rows and columns so many times less:
     images         float32 (B, 3, H, W), RGB in [-1, 1]
@@ -32,6 +39,10 @@ from typing import Any
 INPUTS = ("images", "references")
 OUTPUTS = ("points", "confidence", "scale", "rotation", "opacity")
 
+SPLAT_INPUTS = ("images", "intrinsics")
+SPLAT_OUTPUTS = ("points", "scale", "rotation", "opacity", "harmonics")
+SPLATS = "noposplat"
+
 ENCODER_INPUTS = ("images",)
 ENCODER_OUTPUTS = ("tokens",)
 DECODER_INPUTS = ("first_tokens", "second_tokens")
@@ -50,17 +61,24 @@ WEIGHTS_FILE = "weights.safetensors"
 DEFAULT_FILE = "default"
 """In a folder of artifacts: the name of the one to use where none is named."""
 
-NETWORKS = ("mvdust3r-plus", "mvdust3r", *PAIR_FIELDS)
+MULTI_VIEW = ("mvdust3r-plus", "mvdust3r")
+NETWORKS = (*MULTI_VIEW, *PAIR_FIELDS, SPLATS)
 """The networks that have these inputs and outputs: only they are exported and served."""
+
+ENGINES = ("tensorrt", "torch", "onnxruntime")
+"""What computes a network, the fastest first; the first two on a CUDA GPU."""
 
 FORMAT = 1
 OPSET = 20
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""What a graph's products may be computed in: see `export.precision`. Its tensors above are the same in each."""
 DIVISOR = 16
 LONG_SIDE_DIVISOR = 64
 """A square photo becomes 4:3 where the long side is given: its short side is a multiple of DIVISOR, too."""
 MIN_VIEWS = 2
-MAX_VIEWS = 24
-"""The most views the networks were published with."""
+MAX_VIEWS, SPLAT_MAX_VIEWS = 24, 2
+"""The most views the networks were published with; one checkpoint of NoPoSplat's is for 3, which its tensors do not
+tell."""
 MAX_BATCH = 8
 ALL_PAIRS, WINDOW = 12, 3
 """Up to how many views every pair is seen, and with how many that follow it a view of more makes a pair: so at most
@@ -101,6 +119,7 @@ class Description:
     pair_bytes: int = 0
     """What a pass holds for each pair of views while views read each other, or, of a pairwise network, what is kept of
     each pair for the alignment; both 0: not known."""
+    precision: str = PRECISIONS[0]
     opset: int = OPSET
     mean: float = MEAN
     std: float = STD
@@ -151,10 +170,11 @@ def read_description(folder: Path) -> Description:
             and is_side(description.square, description.long_side)
             and MIN_VIEWS <= description.min_views <= description.max_views
             and description.paths >= 1
+            and description.precision in PRECISIONS
             and description.max_batch >= 1
             and min(description.view_bytes, description.pair_bytes) >= 0
             and (description.mean, description.std) == (MEAN, STD)
-            and set(graph_files(description.network)) <= description.files.keys()
+            and graph_tensors(description.network).keys() <= description.files.keys()
             and all(Path(name).name == name for name in description.files)
         )
     except TypeError as error:
@@ -172,8 +192,14 @@ def is_side(square: int | None, long_side: int | None) -> bool:
     return side is not None and side > 0 and side % divisor == 0
 
 
-def graph_files(network: str) -> tuple[str, ...]:
-    return (ENCODER_FILE, DECODER_FILE) if network in PAIR_FIELDS else (GRAPH_FILE,)
+def graph_tensors(network: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of the file of each of its graphs: the inputs and the outputs."""
+    if network in PAIR_FIELDS:
+        return {
+            ENCODER_FILE: (ENCODER_INPUTS, ENCODER_OUTPUTS),
+            DECODER_FILE: (DECODER_INPUTS, decoder_outputs(network)),
+        }
+    return {GRAPH_FILE: (SPLAT_INPUTS, SPLAT_OUTPUTS) if network == SPLATS else (INPUTS, OUTPUTS)}
 
 
 def decoder_outputs(network: str) -> tuple[str, ...]:

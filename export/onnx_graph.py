@@ -5,15 +5,16 @@ Batch, views and references are dynamic, or, of a pairwise network, batch and bo
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir.passes.common as passes
 import onnxruntime
 import torch
+from onnxscript import ir, optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -34,18 +35,24 @@ from export.contract import (
     NETWORKS,
     OPSET,
     OUTPUTS,
-    PAIR_FIELDS,
+    PRECISIONS,
+    SPLAT_INPUTS,
+    SPLAT_MAX_VIEWS,
+    SPLAT_OUTPUTS,
     ArtifactError,
     Description,
     decoder_outputs,
     is_side,
     sha256,
 )
-from export.parity import check_pair_parity, check_parity
+from export.parity import check_pair_parity, check_parity, check_splat_parity
+from export.precision import written_in
+from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
 from model.dust3r import PairNetwork
 from model.families import Network
 from model.mvdust3r import MVDUSt3R
+from model.noposplat import NoPoSplat
 
 EXTERNAL_BYTES = 512 * 2**20
 """Weights beyond this lie in a file beside the graph: a protobuf ends at 2 GiB."""
@@ -60,43 +67,8 @@ PAIR_POINT_BYTES, KEPT_COPIES = 16, 3
 """A point and its confidence, and how many times those of all pairs are held while they are aligned."""
 LINEAR_PIXEL_BYTES, DENSE_PIXEL_BYTES, DESCRIPTOR_COPIES = 450, 1400, 5
 """What the heads of a pairwise network hold for a pixel of one view, likewise, and how many times its descriptor."""
-
-
-class ServedGraph(nn.Module):
-    """The network with the outputs that are served. Without its colour, the exporter drops that branch."""
-
-    def __init__(self, network: MVDUSt3R) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, references: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(images, references)
-        return tuple(getattr(output, name) for name in OUTPUTS)
-
-
-class PairEncoder(nn.Module):
-    """Tokens keep the grid they lie in: so the decoder knows the photos' shapes by theirs."""
-
-    def __init__(self, network: PairNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
-        tokens: Tensor = self.network.encode(images)
-        return tokens.reshape(tokens.shape[0], *grid, tokens.shape[2])
-
-
-class PairDecoder(nn.Module):
-    def __init__(self, network: PairNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, first_tokens: Tensor, second_tokens: Tensor) -> tuple[Tensor, ...]:
-        views = (first_tokens, second_tokens)
-        grids = [(tokens.shape[1], tokens.shape[2]) for tokens in views]
-        answers = self.network.decode([tokens.flatten(1, 2) for tokens in views], grids)
-        return tuple(answer[name] for answer in answers for name in PAIR_FIELDS[self.network.config.network])
+IMAGE_PIXEL_BYTES, FIELD_COPIES = 5000, 3
+"""What NoPoSplat's heads hold for a pixel of one view, likewise, and how many times what they answer for it."""
 
 
 def export_onnx(
@@ -107,23 +79,27 @@ def export_onnx(
     *,
     square: int | None = None,
     long_side: int | None = None,
-    max_views: int = MAX_VIEWS,
+    max_views: int | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Description:
     """Write the artifact of `network`, in eval mode on the CPU, to `folder`, which must not exist yet; its description.
 
     square, long_side: how large the images are that it will see (`model.geometry.crop`), one of them; neither: as it
     was trained, or, where its checkpoint does not tell, as the released networks of its kind were. Only a pairwise
     network takes a long side.
+    max_views: the most views a job may have; None: as many as most released networks of its kind are for.
+    precision: one of PRECISIONS, what its products are computed in (`export.precision`).
     The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for another network, and for a name, size, number of views or folder that cannot be.
+    for another network, for weights that are not finite, and for a name, size, number of views, precision or folder
+    that cannot be.
     """
-    if not isinstance(network, MVDUSt3R | PairNetwork) or network.config.network not in NETWORKS:
+    if not isinstance(network, MVDUSt3R | PairNetwork | NoPoSplat) or network.config.network not in NETWORKS:
         raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
     pairwise = isinstance(network, PairNetwork)
     if square is None and long_side is None:
-        square, long_side = network.config.square, network.config.long_side
-    if square is None and long_side is None:
-        square, long_side = (None, 512) if pairwise and not _linear(network) else (224, None)
+        square, long_side = _trained_sides(network)
+    if max_views is None:
+        max_views = SPLAT_MAX_VIEWS if isinstance(network, NoPoSplat) else MAX_VIEWS
     if not NAME.fullmatch(name):
         raise ArtifactError(f"a model's name is lower-case letters, digits, '.', '_' and '-', not {name!r}")
     if not is_side(square, long_side):
@@ -135,6 +111,8 @@ def export_onnx(
         raise ArtifactError(f"{network.config.network} sees squares alone")
     if max_views < MIN_VIEWS:
         raise ArtifactError(f"a model takes at least {MIN_VIEWS} views, not {max_views}")
+    if precision not in PRECISIONS:
+        raise ArtifactError(f"there is no precision {precision!r}: there are {', '.join(PRECISIONS)}")
     if folder.exists():
         raise ArtifactError(f"{folder} exists already")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +120,11 @@ def export_onnx(
         made = Path(scratch) / "artifact"
         made.mkdir()
         if isinstance(network, PairNetwork):
-            special = _write_pair_artifact(network, made, square or long_side or 0)
+            special = _write_pair_artifact(network, made, square or long_side or 0, precision)
+        elif isinstance(network, NoPoSplat):
+            special = _write_splat_artifact(network, made, square or 0, precision)
         else:
-            special = _write_multi_view_artifact(network, made, square or 0, max_views)
+            special = _write_multi_view_artifact(network, made, square or 0, max_views, precision)
         description = Description(
             name=name,
             network=network.config.network,
@@ -155,6 +135,7 @@ def export_onnx(
             weights_sha256=weights_sha256(network),
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             max_views=max_views,
+            precision=precision,
             made_with={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             **special,
         )
@@ -163,26 +144,37 @@ def export_onnx(
     return description
 
 
+def _trained_sides(network: MVDUSt3R | PairNetwork | NoPoSplat) -> tuple[int | None, int | None]:
+    """Square and long side of the images that it was trained with, or, not told, released networks of its kind."""
+    if network.config.square is not None or network.config.long_side is not None:
+        return network.config.square, network.config.long_side
+    if isinstance(network, NoPoSplat):
+        return 256, None
+    return (None, 512) if isinstance(network, PairNetwork) and not _linear(network) else (224, None)
+
+
 def _linear(network: Network | PairNetwork) -> bool:
     """Whether it is DUSt3R with linear heads, alone of the pairwise networks released for squares of 224."""
     return isinstance(network.config, DUSt3RConfig) and not network.config.dense
 
 
-def _write_multi_view_artifact(network: MVDUSt3R, folder: Path, square: int, max_views: int) -> dict[str, Any]:
+def _write_multi_view_artifact(
+    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str
+) -> dict[str, Any]:
     """Write the graph, and compare it; what its description says of it."""
-    write_graph(network, folder / GRAPH_FILE, square)
+    write_graph(written_in(network, precision), folder / GRAPH_FILE, square)
     return {
         "paths": network.config.paths,
         "max_batch": _max_batch(network.config, square, max_views),
         "view_bytes": square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
         "pair_bytes": SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
-        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square)},
+        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square, precision)},
     }
 
 
-def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[str, Any]:
+def _write_pair_artifact(network: PairNetwork, folder: Path, side: int, precision: str) -> dict[str, Any]:
     """Write both graphs, and compare them; what their description says of them."""
-    write_pair_graphs(network, folder)
+    write_pair_graphs(written_in(network, precision), folder)
     # The widest photos are nearly squares of the long side.
     pixels, tokens = side**2, (side // DIVISOR) ** 2
     scores = 4 * max(network.config.encoder_heads, network.config.decoder_heads) * tokens**2
@@ -193,8 +185,30 @@ def _write_pair_artifact(network: PairNetwork, folder: Path, side: int) -> dict[
         "paths": 1,
         "view_bytes": pixels * each + SCORE_COPIES * scores,
         "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
-        "parity": {"noise": check_pair_parity(network, folder)},
+        "parity": {"noise": check_pair_parity(network, folder, precision)},
     }
+
+
+def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int, precision: str) -> dict[str, Any]:
+    """Write the graph, and compare it; what its description says of it."""
+    write_splat_graph(written_in(network, precision), folder / GRAPH_FILE, square)
+    tokens = (square // DIVISOR) ** 2 + 1
+    each = IMAGE_PIXEL_BYTES + 4 * (8 + 3 * (network.config.sh_degree + 1) ** 2) * FIELD_COPIES
+    return {
+        "paths": 1,
+        "view_bytes": square**2 * each,
+        "pair_bytes": SCORE_COPIES * 4 * network.config.decoder_heads * tokens**2,
+        "parity": {"noise": check_splat_parity(network, folder / GRAPH_FILE, square, precision)},
+    }
+
+
+def write_splat_graph(network: NoPoSplat, path: Path, square: int) -> None:
+    """Write the bare graph, and its weights beside it where they are large."""
+    # As in `write_graph`.
+    images, intrinsics = torch.zeros(2, 5, 3, square, square), torch.eye(3).repeat(2, 5, 1, 1)
+    dynamic = {0: Dim("batch"), 1: Dim("views", min=2)}
+    example = dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True))
+    _write(SplatGraph(network), example, SPLAT_OUTPUTS, dict.fromkeys(SPLAT_INPUTS, dynamic), path)
 
 
 def write_pair_graphs(network: PairNetwork, folder: Path) -> None:
@@ -221,7 +235,7 @@ def write_pair_graphs(network: PairNetwork, folder: Path) -> None:
 
 
 def write_graph(network: MVDUSt3R, path: Path, square: int) -> None:
-    """Write the bare graph, and its weights beside it where they are large. The exporter folds batch normalisation."""
+    """Write the bare graph, and its weights beside it where they are large."""
     plus = network.config.paths > 1
     # Sizes of an example are kept apart from 1 and from each other, so that none is taken for a constant.
     images = torch.zeros(2, 5, 3, square, square)
@@ -254,27 +268,45 @@ def _write(
             output_names=list(outputs),
             opset_version=OPSET,
             dynamic_shapes=dict(shapes),
+            optimize=False,  # that takes minutes: see _simplify
             verbose=False,
         )
     if program is None:
         raise ArtifactError("torch wrote no graph")
+    _simplify(program.model)
     foreign = {f"{node.domain}.{node.op_type}" for node in program.model.graph if node.domain}
     if foreign or program.model.functions:
         raise ArtifactError(f"the graph has operators beyond the standard: {sorted(foreign)}")
+    constants = program.model.graph.initializers.values()
+    for value in (*constants, *(value for node in program.model.graph for value in node.outputs)):
+        if value.dtype == ir.DataType.DOUBLE:  # TensorRT would make float32 of it and say nothing
+            raise ArtifactError(f"the graph computes in float64: {value.name}")
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    held = (value.const_value for value in program.model.graph.initializers.values())
+    held = (value.const_value for value in constants)
     size = sum(int(value.nbytes) for value in held if value is not None)
     program.save(path, external_data=size > EXTERNAL_BYTES)
 
 
-def weights_sha256(network: nn.Module) -> str:
-    """One hash of all tensors: names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+def _simplify(model: ir.Model) -> None:
+    """Fold what is constant, and say nothing twice.
+
+    What the exporter would do, without its rewriting of patterns: that compares every node with all others, which takes
+    most of the minutes that a network of the released depth does, to find some shapes that need no computing.
+    """
+    optimizer.inline(model)
+    for _ in range(2):
+        optimizer.fold_constants_ir(model)
+        passes.RemoveUnusedNodesPass()(model)
+    for tidy in (
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        tidy(model)
 
 
 def _max_batch(config: ModelConfig, square: int, max_views: int) -> int:

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
 from export.contract import (
     DECODER_FILE,
-    DECODER_INPUTS,
     DIVISOR,
     ENCODER_FILE,
-    ENCODER_INPUTS,
-    ENCODER_OUTPUTS,
     PAIR_FIELDS,
     Description,
     choose_pairs,
     decoder_outputs,
 )
-from export.runtime import describe, device_of, normalised, open_graph, ramps, run_graph, too_many, usable_memory
+from export.runtime import Graph, normalised, ramps, too_many, usable_memory
 from model.geometry.alignment import Alignment, Pair, align, best_confidence, clear_air, fit_similarity, linked
 from model.geometry.crop import long_side_crop_in_original, square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
@@ -57,9 +53,6 @@ from model.types import (
     Views,
 )
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
@@ -74,29 +67,15 @@ DOUBTFUL = 0.3
 
 
 class PairSession:
-    """A pairwise network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
+    """A pairwise network: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(
-        self,
-        description: Description,
-        encoder: onnxruntime.InferenceSession,
-        decoder: onnxruntime.InferenceSession,
-        size: int,
-    ) -> None:
-        self.info: ModelInfo = describe(description, size, device_of(encoder))
+    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
+        self.info = info
         self._description = description
-        self._encoder = encoder
-        self._decoder = decoder
+        self._encoder = graphs[ENCODER_FILE]
+        self._decoder = graphs[DECODER_FILE]
         self._outputs = decoder_outputs(description.network)
         self._matches = "descriptors" in PAIR_FIELDS[description.network]
-
-    @classmethod
-    def open(cls, description: Description, folder: Path, size: int, threads: int | None) -> PairSession:
-        """From the files of an artifact. Raises ArtifactError where one is not loadable."""
-        encoder = open_graph(folder / ENCODER_FILE, ENCODER_INPUTS, ENCODER_OUTPUTS, description.name, threads)
-        outputs = decoder_outputs(description.network)
-        decoder = open_graph(folder / DECODER_FILE, DECODER_INPUTS, outputs, description.name, threads)
-        return cls(description, encoder, decoder, size)
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One job after the other; see `model.types.Model.run`. Stages told: forward, alignment.
@@ -188,14 +167,14 @@ class PairSession:
 
     def _encode(self, image: UInt8, heartbeat: Callable[[float], None] = lambda _: None) -> Float32:
         """One image (H, W, 3) to its tokens (rows, columns, C)."""
-        (tokens,) = run_graph(self._encoder, [normalised(image[None])], heartbeat)
+        (tokens,) = self._encoder.run([normalised(image[None])], heartbeat)
         return cast(Float32, tokens[0])
 
     def _decode(
         self, first: Sequence[Float32], second: Sequence[Float32], heartbeat: Callable[[float], None] = lambda _: None
     ) -> list[Float32]:
         """Tokens of the views of B pairs, of one shape a side, to the decoder's outputs."""
-        return run_graph(self._decoder, [np.stack(first), np.stack(second)], heartbeat)
+        return self._decoder.run([np.stack(first), np.stack(second)], heartbeat)
 
     def _crop(self, view: View) -> UInt8:
         """What the network sees of a photo."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
@@ -16,12 +18,15 @@ from export.contract import (
     ENCODER_FILE,
     INPUTS,
     OUTPUTS,
+    SPLAT_INPUTS,
+    SPLAT_OUTPUTS,
     ArtifactError,
     decoder_outputs,
 )
 from model.config import PATCH
 from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
+from model.noposplat import NoPoSplat
 
 CASES = ((1, 2), (2, 3), (1, 5))
 """(batch, views) to compare: the fewest views, a true batch, more views than reference paths."""
@@ -30,10 +35,13 @@ PAIR_CASES = ((1, (2, 3), (2, 3)), (2, (3, 5), (7, 2)), (1, (4, 4), (3, 6)))
 """(batch, rows and columns of patches of the first and of the second view) to compare: even and odd, upright and
 across, equal and different."""
 
-POINT_LIMIT = 1e-4
-"""Largest relative error of a point that 99 % of the points may have, float32 against float32."""
-OUTPUT_LIMIT = 1e-3
-"""Largest error of any other output, relative to its largest value."""
+SPLAT_CASES = ((1, 2), (2, 2), (1, 3))
+"""(batch, views) to compare: what released networks of its kind take, and a true batch."""
+
+LIMITS = {"fp32": (1e-4, 1e-3), "fp16": (3e-2, 0.3), "bf16": (0.2, 2.0)}
+"""Per precision: largest relative error of a point that 99 % of the points may have, and largest error of any output,
+relative to its largest value. float32 differs in the order of its sums; the others' follow from what random networks
+of the released depth were measured to drift: such a network answers less smoothly than a trained one."""
 
 
 class ParityError(ArtifactError):
@@ -66,31 +74,66 @@ class PairParity:
     worst: dict[str, float]
 
 
-def check_parity(network: MVDUSt3R, graph: Path, square: int) -> list[dict[str, Any]]:
+def check_parity(network: MVDUSt3R, graph: Path, square: int, precision: str = "fp32") -> list[dict[str, Any]]:
     """Run the network and its ONNX graph on the same noise, in every case of CASES; the measurements, JSON-able.
 
-    Raises ParityError where a case is beyond the limits or not finite.
+    Raises ParityError where a case is beyond the limits of the graph's precision or not finite.
     """
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(graph)
     measured = []
     for batch, views in CASES:
-        measured.append(_within_limits(compare(network, session, batch, views, square)))
+        measured.append(_within_limits(compare(network, session, batch, views, square), precision))
     return measured
 
 
-def check_pair_parity(network: PairNetwork, folder: Path) -> list[dict[str, Any]]:
+def check_splat_parity(network: NoPoSplat, graph: Path, square: int, precision: str = "fp32") -> list[dict[str, Any]]:
+    """The same for NoPoSplat, in every case of SPLAT_CASES."""
+    session = open_on_cpu(graph)
+    return [_within_limits(compare_splats(network, session, *case, square), precision) for case in SPLAT_CASES]
+
+
+def check_pair_parity(network: PairNetwork, folder: Path, precision: str = "fp32") -> list[dict[str, Any]]:
     """The same for the encoder and the decoder in `folder`, one after the other, in every case of PAIR_CASES."""
-    encoder, decoder = (
-        ort.InferenceSession(folder / file, providers=["CPUExecutionProvider"]) for file in (ENCODER_FILE, DECODER_FILE)
-    )
-    return [_within_limits(compare_pair(network, encoder, decoder, *case)) for case in PAIR_CASES]
+    encoder, decoder = (open_on_cpu(folder / file) for file in (ENCODER_FILE, DECODER_FILE))
+    return [_within_limits(compare_pair(network, encoder, decoder, *case), precision) for case in PAIR_CASES]
 
 
-def _within_limits(parity: Parity | PairParity) -> dict[str, Any]:
-    errors = (parity.point_error_p99 / POINT_LIMIT, *(error / OUTPUT_LIMIT for error in parity.worst.values()))
+def _within_limits(parity: Parity | PairParity, precision: str) -> dict[str, Any]:
+    point_limit, output_limit = LIMITS[precision]
+    errors = (parity.point_error_p99 / point_limit, *(error / output_limit for error in parity.worst.values()))
     if not all(error <= 1 for error in errors):  # also where an error is not a number
-        raise ParityError(f"the ONNX graph differs from the checkpoint: {parity}")
+        advice = "" if precision == "fp32" else f"; try {'bf16' if precision == 'fp16' else 'fp16'} or fp32"
+        raise ParityError(f"the ONNX graph in {precision} differs from the checkpoint: {parity}{advice}")
     return asdict(parity)
+
+
+def open_on_cpu(graph: Path) -> ort.InferenceSession:
+    """A session of the graph in ONNX Runtime on the CPU, which has no bfloat16: such a graph runs in float32.
+
+    Then its weights are those of the graph, and what it casts to bfloat16 is rounded to it; only the results of single
+    operators are not, until the next cast.
+    """
+    model = onnx.load(graph, load_external_data=False)
+    if not any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.BFLOAT16:
+            (name,) = node.output
+            node.output[0] = f"{name}_bf16"
+            nodes.append(onnx.helper.make_node("Cast", list(node.output), [name], to=onnx.TensorProto.FLOAT))
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    with tempfile.TemporaryDirectory() as scratch:
+        widened = Path(scratch) / graph.name
+        onnx.save(model, widened, save_as_external_data=True, location="weights")
+        return ort.InferenceSession(widened, providers=["CPUExecutionProvider"])
 
 
 def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
@@ -109,6 +152,27 @@ def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views:
         point_error_median=float(np.median(errors)),
         point_error_p99=float(np.quantile(errors, 0.99)),
         worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
+    )
+
+
+def compare_splats(network: NoPoSplat, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
+    """One case. Every view has intrinsics of its own, so that a graph which exchanges or ignores them shows."""
+    rng = np.random.default_rng(views)
+    images = rng.uniform(-1, 1, (batch, views, 3, square, square)).astype(np.float32)
+    intrinsics = np.tile(np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], np.float32), (batch, views, 1, 1))
+    intrinsics[:, :, [0, 1], [0, 1]] = rng.uniform(0.6, 1.6, (batch, views, 2))
+    with torch.inference_mode():
+        output = network(torch.from_numpy(images), torch.from_numpy(intrinsics))
+    expected = [getattr(output, name).numpy() for name in SPLAT_OUTPUTS]
+    got = session.run(SPLAT_OUTPUTS, dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True)))
+    errors = _point_errors(got[0], expected[0])
+    return Parity(
+        batch=batch,
+        views=views,
+        references=(0,),
+        point_error_median=float(np.median(errors)),
+        point_error_p99=float(np.quantile(errors, 0.99)),
+        worst={name: relative_error(a, b) for name, a, b in zip(SPLAT_OUTPUTS, got, expected, strict=True)},
     )
 
 

@@ -5,81 +5,110 @@ ONNX Runtime is imported when a graph is opened: an API, which only lists models
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import MEAN, PAIR_FIELDS, STD, ArtifactError, Description
-from model.types import Float32, ModelInfo, ReconstructionError
-
-if TYPE_CHECKING:
-    import onnxruntime
+from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
+from model.types import DeviceLost, Float32, ModelInfo, ReconstructionError
 
 MEMORY_SHARE = 0.9
 """Of the memory that is free, what a pass may take: its size is known about."""
+
+NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
+"""What ONNX Runtime says then."""
 
 HEARTBEAT = 0.25
 """Seconds between two looks at whether a pass is still wanted."""
 
 
-def open_graph(
-    path: Path, inputs: Sequence[str], outputs: Sequence[str], name: str, threads: int | None
-) -> onnxruntime.InferenceSession:
-    """A session of the graph at `path`, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
+class Graph(Protocol):
+    """An exported graph, opened. `run` may be called from several threads."""
 
-    Raises ArtifactError where it is not loadable, or has other inputs and outputs than these.
-    """
-    import onnxruntime as ort
+    engine: str
+    """What computes: one of `export.contract.ENGINES`."""
+    device: str
+    """`cpu` or `cuda`."""
 
-    available = ort.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
-    names = tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs())
-    if names != (tuple(inputs), tuple(outputs)):
-        raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")
-    return session
+    def run(self, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]) -> list[Float32]:
+        """The outputs for `inputs`, both in the graph's order.
+
+        Meanwhile `heartbeat` is called with the seconds passed, and what it raises ends the pass. Raises MemoryError
+        where the device has too little for these shapes, and DeviceLost.
+        """
+        ...
 
 
-def device_of(session: onnxruntime.InferenceSession) -> str:
-    return "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
+class OnnxGraph:
+    """A `Graph` in ONNX Runtime."""
 
+    engine = "onnxruntime"
 
-def run_graph(
-    session: onnxruntime.InferenceSession, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]
-) -> list[Float32]:
-    """The outputs for `inputs`, both in the graph's order.
+    def __init__(
+        self, path: Path, inputs: Sequence[str], outputs: Sequence[str], name: str, threads: int | None
+    ) -> None:
+        """Open the graph at `path` of the model `name`, on a GPU where ONNX Runtime can use one, else on `threads` of
+        the CPU.
 
-    The pass has a thread of its own: meanwhile `heartbeat` is called with the seconds passed, and what it raises ends
-    the pass.
-    """
-    import onnxruntime as ort
+        Raises ArtifactError where it is not loadable, or has other inputs and outputs than these.
+        """
+        import onnxruntime as ort
 
-    options = ort.RunOptions()
-    # A worker lives long and sees many shapes: what one pass took is given back after it.
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    feed = {tensor.name: array for tensor, array in zip(session.get_inputs(), inputs, strict=True)}
-    started = time.monotonic()
-    with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
-        future = pool.submit(session.run, None, feed, options)
+        available = ort.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
         try:
-            while not wait([future], HEARTBEAT).done:
-                heartbeat(time.monotonic() - started)
-        except BaseException:
-            options.terminate = True
+            self._session = ort.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+        names = tuple(tuple(t.name for t in ts) for ts in (self._session.get_inputs(), self._session.get_outputs()))
+        if names != (tuple(inputs), tuple(outputs)):
+            raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")
+        self._inputs = tuple(inputs)
+        self.device = "cpu" if self._session.get_providers()[0].startswith("CPU") else "cuda"
+
+    def run(self, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]) -> list[Float32]:
+        """See `Graph.run`. The pass has a thread of its own."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        # A worker lives long and sees many shapes: what one pass took is given back after it.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
+            future = pool.submit(self._session.run, None, dict(zip(self._inputs, inputs, strict=True)), options)
+            try:
+                while not wait([future], HEARTBEAT).done:
+                    heartbeat(time.monotonic() - started)
+            except BaseException:
+                options.terminate = True
+                raise
+        try:
+            outputs: list[Float32] = future.result()
+        except Exception as error:  # they share no base class, and tell what happened in words alone
+            words = str(error)
+            if any(sign in words for sign in NO_MEMORY):
+                raise MemoryError(words) from None
+            if "CUDA failure" in words:
+                raise DeviceLost(words) from None
             raise
-    outputs: list[Float32] = future.result()
-    return outputs
+        return outputs
+
+
+def open_onnx(folder: Path, description: Description, threads: int | None) -> dict[str, OnnxGraph]:
+    """The graphs of an artifact in ONNX Runtime, by their files. Raises ArtifactError where one is not loadable."""
+    return {
+        file: OnnxGraph(folder / file, *tensors, description.name, threads)
+        for file, tensors in graph_tensors(description.network).items()
+    }
 
 
 def normalised(images: NDArray[np.uint8]) -> Float32:
@@ -95,13 +124,15 @@ def ramps(height: int, width: int, count: int) -> NDArray[np.uint8]:
     return np.stack([np.roll(image, 3 * i, axis=1) for i in range(count)])
 
 
-def describe(description: Description, size: int, device: str = "cpu") -> ModelInfo:
-    """What users are told of a model whose files have `size` bytes."""
+def describe(
+    description: Description, size: int, graph: Graph | None = None, passed_over: Sequence[str] = ()
+) -> ModelInfo:
+    """What users are told of a model whose files have `size` bytes; without a graph it is not open."""
     return ModelInfo(
         name=description.name,
         network=description.network,
         licence=description.licence,
-        engine="onnxruntime",
+        engine=graph.engine if graph else OnnxGraph.engine,
         square=description.square,
         long_side=description.long_side,
         max_batch=description.max_batch,
@@ -109,9 +140,20 @@ def describe(description: Description, size: int, device: str = "cpu") -> ModelI
         max_views=description.max_views,
         parameters=description.parameters,
         bytes=size,
-        device=device,
-        stages=2 if description.network in PAIR_FIELDS else 1,
+        device=graph.device if graph else "cpu",
+        passed_over=tuple(passed_over),
+        stages=2 if description.network in (*PAIR_FIELDS, SPLATS) else 1,
     )
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver finds a GPU, asked without any of the heavy libraries."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def usable_memory(device: str) -> int | None:
@@ -131,6 +173,14 @@ def too_many(description: Description, views: int, usable: int) -> Reconstructio
     if fits < description.min_views:
         return ReconstructionError(f"{detail}: not even {description.min_views} fit.", "Use the model geometry.")
     return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
+
+
+def not_finite() -> ReconstructionError:
+    """The refusal of an answer with values that are no numbers."""
+    return ReconstructionError(
+        "The network's answer for these photos holds values that are not finite.",
+        "Try fewer or other photos; if that happens with every job, the model's file or the device is at fault.",
+    )
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

@@ -1,14 +1,14 @@
 """Open an exported network and run it: Views in, Prediction out, numpy only.
 
-ONNX Runtime, and the alignment of pairs, are imported when a model is opened: an API, which only lists models, does
-without them.
+ONNX Runtime, and what follows a network's pass, are imported when a model is opened: an API, which only lists models,
+does without them.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import (
+    ENGINES,
     GRAPH_FILE,
-    INPUTS,
-    OUTPUTS,
     PAIR_FIELDS,
+    SPLATS,
     ArtifactError,
     Description,
     check_files,
     read_description,
 )
-from export.runtime import describe, device_of, normalised, open_graph, ramps, run_graph, too_many, usable_memory
+from export.runtime import (
+    Graph,
+    describe,
+    has_gpu,
+    normalised,
+    not_finite,
+    open_onnx,
+    ramps,
+    too_many,
+    usable_memory,
+)
 from model.geometry.crop import square_crop_in_original
 from model.types import (
     Float32,
@@ -39,9 +49,8 @@ from model.types import (
 )
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from export.pair_sessions import PairSession
+    from export.splat_sessions import SplatSession
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +77,59 @@ def list_models(folder: Path) -> list[ModelInfo]:
     return models
 
 
-def open_model(folder: Path, threads: int | None = None) -> NetworkSession | PairSession:
-    """A ready model from an artifact's folder, on a GPU where ONNX Runtime can use one, else on `threads` of the CPU.
+def open_model(
+    folder: Path, threads: int | None = None, engine: str = "auto"
+) -> NetworkSession | PairSession | SplatSession:
+    """A ready model from an artifact's folder.
 
+    engine: one of ENGINES; `auto`: the fastest that opens the model here and passes a first, real pass. Those passed
+    over, and why, are in its `info`. threads: of the CPU, where that is what computes; None: all.
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
     """
     description = read_description(folder)
     size = check_files(folder, description)
+    candidates: tuple[str, ...] = (engine,)
+    if engine == "auto":
+        candidates = ENGINES if has_gpu() else ENGINES[-1:]
+    passed_over: list[str] = []
+    for name in candidates[:-1]:
+        try:
+            session = _session(description, _graphs(name, folder, description, threads), size, passed_over)
+            session.warm_up()
+            return session
+        except Exception as error:  # whatever it is, the next engine may do
+            log.warning("%s: not with %s: %s", description.name, name, error, exc_info=error)
+            reason = str(error) if isinstance(error, ArtifactError) else type(error).__name__  # the world reads it
+            passed_over.append(f"{name}: {reason}")
+    return _session(description, _graphs(candidates[-1], folder, description, threads), size, passed_over)
+
+
+def _graphs(engine: str, folder: Path, description: Description, threads: int | None) -> Mapping[str, Graph]:
+    """The graphs of an artifact, by their files, as an engine opens them. Raises ArtifactError."""
+    if engine == "tensorrt":
+        raise ArtifactError("no engine of TensorRT is run yet")
+    if engine == "torch":
+        try:
+            from export.torch_graph import open_torch
+        except ImportError:
+            raise ArtifactError("PyTorch is not installed") from None
+        return open_torch(folder, description)
+    return open_onnx(folder, description, threads)
+
+
+def _session(
+    description: Description, graphs: Mapping[str, Graph], size: int, passed_over: Sequence[str]
+) -> NetworkSession | PairSession | SplatSession:
+    info = describe(description, size, next(iter(graphs.values())), passed_over)
     if description.network in PAIR_FIELDS:
         from export.pair_sessions import PairSession
 
-        return PairSession.open(description, folder, size, threads)
-    session = open_graph(folder / GRAPH_FILE, INPUTS, OUTPUTS, description.name, threads)
-    return NetworkSession(description, session, size)
+        return PairSession(description, graphs, info)
+    if description.network == SPLATS:
+        from export.splat_sessions import SplatSession
+
+        return SplatSession(description, graphs, info)
+    return NetworkSession(description, graphs, info)
 
 
 def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
@@ -104,13 +153,15 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 
 
 class NetworkSession:
-    """A network in ONNX Runtime: a `model.types.Model`. `run` may be called from several threads."""
+    """A network that sees all views at once: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, session: onnxruntime.InferenceSession, size: int) -> None:
-        self.info: ModelInfo = describe(description, size, device_of(session))
+    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
+        self.info = info
         self._description = description
-        self._session = session
+        self._graph = graphs[GRAPH_FILE]
         self._seconds: dict[tuple[int, int], float] = {}
+        self._learned: dict[int, int] = {}
+        """How many jobs of so many views a pass may take, where more were too many."""
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One forward pass for jobs of equal view count and reference; see `model.types.Model.run`.
@@ -124,21 +175,29 @@ class NetworkSession:
             raise ValueError("jobs that share a pass have equally many views and the same reference")
         if not self.info.min_views <= views <= self.info.max_views or not 0 <= reference < views:
             raise ValueError(f"{views} views with reference {reference} are beyond {self.info.name}")
-        at_once = self._jobs_that_fit(len(batch), views)
+        at_once = min(self._jobs_that_fit(len(batch), views), self._learned.get(views, len(batch)))
         if at_once == 0:
             return [too_many(self._description, views, usable_memory(self.info.device) or 0)] * len(batch)
         answers: list[Prediction | ReconstructionError] = []
-        for start in range(0, len(batch), at_once):
+        while len(answers) < len(batch):
+            start = len(answers)
             part = batch[start : start + at_once]
 
             def told(stage: str, fraction: float, start: int = start, share: int = len(part)) -> None:
                 progress(stage, (start + share * fraction) / len(batch))
 
-            answers += self._pass(part, told)
+            try:
+                answers += self._pass(part, told)
+            except MemoryError:
+                if len(part) == 1:
+                    raise
+                # A GPU's memory tells only so whether it does.
+                at_once = self._learned[views] = len(part) // 2
+                log.warning("%s: %d jobs of %d views are too many at once", self.info.name, len(part), views)
         return answers
 
     def _pass(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
-        images = np.stack([[_crop(view, self.info.square) for view in job.views] for job in batch])
+        images = np.stack([[square_seen(view, self.info.square) for view in job.views] for job in batch])
         references = choose_references(len(batch[0]), batch[0].reference, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), progress)
         return [
@@ -169,13 +228,14 @@ class NetworkSession:
         def heartbeat(elapsed: float) -> None:
             progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
 
-        outputs = run_graph(self._session, (images, references), heartbeat)
+        outputs = self._graph.run((images, references), heartbeat)
         self._seconds[images.shape[:2]] = time.monotonic() - started
         progress("forward", 1.0)
         return outputs
 
 
-def _crop(view: View, side: int | None) -> NDArray[np.uint8]:
+def square_seen(view: View, side: int | None) -> NDArray[np.uint8]:
+    """(side, side, 3): what a network of squares sees of a photo."""
     if view.crop is None or view.crop.shape != (side, side, 3):
         shape = None if view.crop is None else view.crop.shape
         raise ValueError(f"a view's crop is {shape}, not {(side, side, 3)}. This is a bug.")
@@ -193,10 +253,7 @@ def _prediction(
 ) -> Prediction | ReconstructionError:
     """One job's share of the outputs (N, S, S[, k]), in the forms of `model.types`."""
     if not all(np.isfinite(a).all() for a in (points, confidence, scale, rotation, opacity)):
-        return ReconstructionError(
-            "The network's answer for these photos holds values that are not finite.",
-            "Try fewer or other photos; if that happens with every job, the model's file or the device is at fault.",
-        )
+        return not_finite()
     side = points.shape[1]
     crops = [square_crop_in_original(*view.original_size, side) for view in job.views]
     return Prediction(

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -46,6 +47,17 @@ TERMS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a checkpoint's tensors do not tell of what it was trained for; None: as most of its kind."""
+
+    square: int | None = None
+    max_views: int | None = None
+
+
+USUAL = Sizes()
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """A checkpoint that its authors put on the Hugging Face hub."""
 
@@ -54,6 +66,7 @@ class Released:
     file: str
     licences: tuple[str, ...]
     """Of the weights, and of those they were trained from: all bind."""
+    sizes: Sizes = USUAL
 
     @property
     def licence(self) -> str:
@@ -61,6 +74,7 @@ class Released:
 
 
 MVDUST3R = "Zhenggang/MV-DUSt3R"
+NOPOSPLAT = "botaoye/NoPoSplat"
 NAVER = "naver/{}_ViTLarge_BaseDecoder_{}".format
 
 RELEASED = {
@@ -71,10 +85,12 @@ RELEASED = {
     "dust3r-224": Released("dust3r", NAVER("DUSt3R", "224_linear"), "model.safetensors", (BY_NC_SA,)),
     "dust3r-512": Released("dust3r", NAVER("DUSt3R", "512_dpt"), "model.safetensors", (BY_NC_SA,)),
     "mast3r": Released("mast3r", NAVER("MASt3R", "512_catmlpdpt_metric"), "model.safetensors", (BY_NC_SA,)),
-    "noposplat": Released("noposplat", "botaoye/NoPoSplat", "mixRe10kDl3dv.ckpt", (OWN,)),
-    "noposplat-re10k": Released("noposplat", "botaoye/NoPoSplat", "re10k.ckpt", (OWN,)),
+    "noposplat": Released("noposplat", NOPOSPLAT, "mixRe10kDl3dv.ckpt", (OWN,)),
+    "noposplat-512": Released("noposplat", NOPOSPLAT, "mixRe10kDl3dv_512x512.ckpt", (OWN,), Sizes(square=512)),
+    "noposplat-re10k": Released("noposplat", NOPOSPLAT, "re10k.ckpt", (OWN,)),
+    "noposplat-3views": Released("noposplat", NOPOSPLAT, "re10k_3views.ckpt", (OWN,), Sizes(max_views=3)),
 }
-"""The released checkpoints by their names here. Those whose network is in `export.contract.NETWORKS` can be served."""
+"""The released checkpoints by their names here."""
 
 SOURCE_FILE = "source.json"
 PARTIAL = ".partial"
@@ -126,8 +142,6 @@ def download(name: str, models: Path, accept: Callable[[Released], bool], endpoi
     released = RELEASED.get(name)
     if released is None:
         raise WeightsError(f"there is no released checkpoint {name!r}: there are {', '.join(RELEASED)}")
-    if released.network not in NETWORKS:
-        raise WeightsError(f"{name} is not fetched: {released.network} cannot be served yet, {_listed(NETWORKS)} can")
     with _place(name, models, lambda s: (s.repository, s.file) == (released.repository, released.file)) as work:
         if work is None:
             return False
@@ -137,14 +151,18 @@ def download(name: str, models: Path, accept: Callable[[Released], bool], endpoi
                 raise WeightsError(f"{name} is not fetched: its licence was not accepted")
             source = _ask_hub(released, endpoint)
             source.write(work)
-        _make(name, source, work, lambda: _fetch(source, work / "download", endpoint), (released.network,))
+        fetch = partial(_fetch, source, work / "download", endpoint)
+        _make(name, source, work, fetch, (released.network,), released.sizes)
         _install(name, work, models)
     return True
 
 
-def add(file: Path, models: Path, name: str = "", licence: str = "that of its checkpoint") -> bool:
+def add(
+    file: Path, models: Path, name: str = "", licence: str = "that of its checkpoint", sizes: Sizes = USUAL
+) -> bool:
     """Make the checkpoint `file` a model called `name` (else after the file) in the folder `models`, the default one.
 
+    sizes: counted when the graph is made; a run that goes on after that keeps those it was made with.
     False: the model was there already. Raises WeightsError; OSError where the disk fails.
     """
     name = name or name_after(file)
@@ -156,7 +174,7 @@ def add(file: Path, models: Path, name: str = "", licence: str = "that of its ch
         if work is None:
             return False
         source.write(work)
-        _make(name, source, work, lambda: file, NETWORKS)
+        _make(name, source, work, lambda: file, NETWORKS, sizes)
         _install(name, work, models)
     return True
 
@@ -296,7 +314,14 @@ def _fetch(source: Source, folder: Path, endpoint: str | None) -> Path:
     return partial.replace(file)
 
 
-def _make(name: str, source: Source, work: Path, checkpoint: Callable[[], Path], networks: tuple[str, ...]) -> None:
+def _make(
+    name: str,
+    source: Source,
+    work: Path,
+    checkpoint: Callable[[], Path],
+    networks: tuple[str, ...],
+    sizes: Sizes,
+) -> None:
     """In `work`, the weights in our form and the artifact, from `checkpoint()`; finished steps are not done again."""
     from export.onnx_graph import export_onnx
     from model.checkpoint import CheckpointError, load
@@ -309,7 +334,7 @@ def _make(name: str, source: Source, work: Path, checkpoint: Callable[[], Path],
             shutil.rmtree(work / "download", ignore_errors=True)
             _check_room(work, weights.stat().st_size, "the graph")
             with _step("Exporting to ONNX and comparing with the checkpoint (minutes)"):
-                export_onnx(load(weights), artifact, name, source.licence)
+                export_onnx(load(weights), artifact, name, source.licence, **asdict(sizes))
     except (CheckpointError, ArtifactError) as error:
         raise WeightsError(_first_line(error)) from None
 
@@ -384,10 +409,12 @@ def add_command(
     models: Models = Path("data/models"),
     name: Annotated[str, typer.Option(help="What to call the model; else after the file.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
+    square: Annotated[int | None, typer.Option(help="Side in pixels of the squares it was trained with.")] = None,
+    max_views: Annotated[int | None, typer.Option(help="The most photos a job may have.")] = None,
 ) -> None:
     """Make a checkpoint of your own a model, and serve it as the default one."""
     name = name or name_after(file)
-    _run(name, models, lambda: add(file, models, name, licence))
+    _run(name, models, lambda: add(file, models, name, licence, Sizes(square, max_views)))
 
 
 def _run(name: str, models: Path, work: Callable[[], bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from model.geometry.poses import invert_rigid
-from model.types import Camera, Float32, PointCloud, Prediction, ReconstructionError, Scene, Splats, Views
+from model.types import SH_C0, Camera, Float32, PointCloud, Prediction, ReconstructionError, Scene, Splats, Views
 
 CARVING_NEIGHBOURS = 8
 """Nearest views whose free space is looked through; more cost time and carve little."""
@@ -153,7 +153,12 @@ def _project(points: Float32, camera: Camera, crop: np.ndarray, height: int, wid
 def _splats(
     prediction: Prediction, cloud: PointCloud, footprint: Float32, keep: np.ndarray, flat: np.ndarray
 ) -> Splats:
+    colours, harmonics = cloud.colours, None
     if prediction.gaussians is not None:
+        if prediction.gaussians.harmonics is not None:
+            harmonics = prediction.gaussians.harmonics.reshape(-1, *prediction.gaussians.harmonics.shape[3:])[flat]
+            base = np.clip(0.5 + SH_C0 * harmonics[:, :, 0], 0, 1)
+            colours = np.rint(base * np.float32(255)).astype(np.uint8)
         scale = prediction.gaussians.scale.reshape(-1, 3)[flat]
         rotation = prediction.gaussians.rotation.reshape(-1, 4)[flat]
         opacity = prediction.gaussians.opacity.ravel()[flat]
@@ -161,7 +166,14 @@ def _splats(
         scale, rotation = _discs(prediction.points, footprint, keep, flat)
         opacity = (0.5 + 0.49 * np.minimum(cloud.confidence / np.median(cloud.confidence), 1)).astype(np.float32)
     order = np.argsort(-(np.prod(scale, axis=1) * opacity), kind="stable")
-    return Splats(cloud.points[order], scale[order], rotation[order], opacity[order], cloud.colours[order])
+    return Splats(
+        cloud.points[order],
+        scale[order],
+        rotation[order],
+        opacity[order],
+        colours[order],
+        None if harmonics is None else harmonics[order],
+    )
 
 
 def _discs(points: Float32, footprint: Float32, keep: np.ndarray, flat: np.ndarray) -> tuple[Float32, Float32]:

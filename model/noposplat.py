@@ -9,25 +9,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import NoPoSplatConfig
-from model.decoder import LayeredDecoder
+from model.decoder import LayeredDecoder, multi_view_layer
 from model.dpt import DenseHead, DenseImageHead
 from model.encoder import Encoder, token_grid
 from model.heads import to_points
-from model.layers import rope_table
+from model.layers import Rope, own_group_bias, rope_table
 from model.output import NetworkOutput
+from model.types import SH_C0
 
 SCALE_GAIN = 0.001
 SCALE_LIMIT = 0.3
 HARMONIC_GAIN = 0.1
 HARMONIC_DECAY = 0.25
 """Harmonics of degree l >= 1 are 0.1 * 0.25^l of what the head says: colours start out nearly the same all round."""
-C0 = 0.28209479177387814
-"""The spherical harmonic of degree 0."""
 
 
 def harmonic_gains(degree: int) -> list[float]:
     """One a coefficient, (degree + 1)^2."""
     return [1.0] + [HARMONIC_GAIN * HARMONIC_DECAY**d for d in range(1, degree + 1) for _ in range(2 * d + 1)]
+
+
+class ViewsDecoder(LayeredDecoder):
+    """`LayeredDecoder` for views of one size, batched: one graph for any number of them."""
+
+    def forward(self, tokens: Tensor, rope: Rope) -> list[Tensor]:
+        """Encoder tokens (B, N, S, C) to layers (B, N, S, C): the encoder's, then every block's, the last normed."""
+        x = self.embed(tokens)
+        layers = [tokens]
+        own_view = own_group_bias(x.shape[1], x.shape[2], x)[x.shape[2] :]
+        for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
+            x = multi_view_layer(x, reference_block, block, rope, own_view)
+            layers.append(x)
+        return [*layers[:-1], self.norm(x)]
 
 
 class GaussianHead(nn.Module):
@@ -52,7 +65,7 @@ class GaussianHead(nn.Module):
             "scale": (SCALE_GAIN * F.softplus(scale)).clamp_max(SCALE_LIMIT),
             "rotation": rotation.roll(1, dims=-1),  # the head's order is x y z w
             "opacity": opacity,
-            "colour": (0.5 + C0 * harmonics[..., 0]).clamp_min(0),
+            "colour": (0.5 + SH_C0 * harmonics[..., 0]).clamp_min(0),
             "harmonics": harmonics,
         }
 
@@ -63,7 +76,7 @@ class NoPoSplat(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.intrinsics = nn.Linear(9, config.encoder_width)
-        self.decoder = LayeredDecoder(config)
+        self.decoder = ViewsDecoder(config)
         self.reference_head = GaussianHead(config)
         self.head = GaussianHead(config)
 
@@ -75,19 +88,24 @@ class NoPoSplat(nn.Module):
         Raises ValueError for other shapes.
         """
         rows, columns = grid = token_grid(images)
+        views = images.shape[1]
         if intrinsics.shape != (*images.shape[:2], 3, 3):
             raise ValueError(f"intrinsics are (B, N, 3, 3), as many as images, not {tuple(intrinsics.shape)}")
 
         # The camera is one more token of its view, placed where a further row would begin.
-        def rope(head_width: int) -> tuple[Tensor, Tensor]:
+        def rope(head_width: int) -> Rope:
             cos, sin = rope_table(rows + 1, columns, head_width, images.device)
             return cos[: rows * columns + 1], sin[: rows * columns + 1]
 
         camera = self.intrinsics(intrinsics.flatten(-2)).flatten(0, 1).unsqueeze(1)
         tokens = torch.cat([self.encoder.patch_embed(images.flatten(0, 1)), camera], dim=1)
-        tokens = self.encoder.encode(tokens, rope(self.encoder.head_width)).unflatten(0, images.shape[:2])
-        layers = self.decoder(tokens.unbind(1), [rope(self.decoder.head_width)] * images.shape[1])
-        heads = (self.reference_head, *(images.shape[1] - 1) * (self.head,))
-        return NetworkOutput.of_views(
-            [head([x[:, :-1] for x in own], image, grid) for head, own, image in zip(heads, layers, images.unbind(1))]
-        )
+        tokens = self.encoder.encode(tokens, rope(self.encoder.head_width)).unflatten(0, (-1, views))
+        layers = self.decoder(tokens, rope(self.decoder.head_width))
+        index = torch.arange(views, device=images.device)
+        answers = []
+        for head, part in ((self.reference_head, index[:1]), (self.head, index[1:])):
+            # Gathered, not sliced: torch.export cannot settle whether a slice of dynamic sizes can be flattened.
+            own, image = ([x.index_select(1, part).flatten(0, 1) for x in group] for group in (layers, [images]))
+            fields = head([x[:, :-1] for x in own], image[0], grid)
+            answers.append({name: field.unflatten(0, (-1, part.shape[0])) for name, field in fields.items()})
+        return NetworkOutput(**{name: torch.cat([answer[name] for answer in answers], dim=1) for name in answers[0]})

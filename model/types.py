@@ -24,12 +24,19 @@ UInt8 = NDArray[np.uint8]
 WORKING_SIDE = 1600
 """Long side in pixels, at most, of the upright copy of a photo that the geometry, the formats and exports work on."""
 
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic: a colour is 0.5 + SH_C0 times its coefficient, and what differs by direction."""
+
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: a stage's name and its share done, 0 to 1. It may raise: so a job is cancelled."""
 Tick = Callable[[float], None]
 """`tick(fraction)`: the same within one stage."""
 Heartbeat = Callable[[], None]
 """Called every now and then in work whose share done cannot be told. It may raise, likewise."""
+
+
+class DeviceLost(RuntimeError):  # noqa: N818 - what happened, not what is wrong
+    """The GPU answers this process no more: only a new process can go on."""
 
 
 class ReconstructionError(Exception):
@@ -55,7 +62,7 @@ class View:
     original_size: tuple[int, int]
     """(width, height) of the upright original in pixels."""
     exif_focal: float | None = None
-    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible."""
+    """Focal length in pixels of the ORIGINAL image, from EXIF, where it is there and plausible, or as it was given."""
     camera: str = ""
     """Make, model and lens from EXIF: photos of one size with equal values were taken by one camera."""
     crop: UInt8 | None = None
@@ -102,6 +109,9 @@ class Gaussians:
     """(N, H, W, 4) unit quaternions, w x y z."""
     opacity: Float32
     """(N, H, W) linear, 0 to 1."""
+    harmonics: Float32 | None = None
+    """(N, H, W, 3, K) spherical harmonics of R, G, B in the reference camera's frame, where the network predicts
+    colours; None: a Gaussian has its pixel's, all round. Their basis: `model.geometry.splatting.harmonic_basis`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +163,8 @@ class ModelInfo:
     parameters: int = 0
     bytes: int = 0
     device: str = "cpu"
+    passed_over: tuple[str, ...] = ()
+    """Engines that would be faster, each with why it is not taken."""
 
 
 class Model(Protocol):
@@ -163,7 +175,7 @@ class Model(Protocol):
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """Answer each job in its order: a prediction, or why there is none. One job's failure never fails another.
 
-        Anything raised (out of memory, a lost device, a cancellation from `progress`) concerns the whole batch.
+        Anything raised (MemoryError, DeviceLost, a cancellation from `progress`) concerns the whole batch.
         """
         ...
 
@@ -198,7 +210,9 @@ class Splats:
     opacity: Float32
     """(P,) linear, 0 to 1."""
     colours: UInt8
-    """(P, 3) RGB."""
+    """(P, 3) RGB, the mean over all directions."""
+    harmonics: Float32 | None = None
+    """(P, 3, K), as the network predicts them; None: `colours` all round."""
 
     def __len__(self) -> int:
         return len(self.centres)

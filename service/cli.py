@@ -101,7 +101,7 @@ def worker() -> None:
     from service.worker import run
 
     settings = Settings()
-    run(settings, Registry(settings.models_dir))
+    run(settings, Registry(settings.models_dir, settings.engine))
 
 
 @app.command()
@@ -117,7 +117,9 @@ def reconstruct(
     reference: Annotated[
         str, typer.Option(help="Number, from 0, of the photo whose camera is the origin; `auto`: a central one.")
     ] = "0",
-    focal: Annotated[str, typer.Option(help="`shared` by the photos of one camera, or `per-view`.")] = "shared",
+    focal: Annotated[
+        str, typer.Option(help="`shared` by the photos of one camera, `per-view`, or in pixels.")
+    ] = "shared",
 ) -> None:
     """Reconstruct without a server: photos in, files out."""
     from service import local
@@ -210,12 +212,20 @@ def models_add(
     file: Annotated[Path, typer.Argument(help="A released or own checkpoint.", show_default=False)],
     name: Annotated[str, typer.Option(help="What to call the model; default: after the file.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, shown to users.")] = "that of its checkpoint",
+    square: Annotated[
+        int | None, typer.Option(help="Side in pixels of the squares it was trained with, where that is unusual.")
+    ] = None,
+    max_views: Annotated[
+        int | None, typer.Option(help="The most photos a job may have; of NoPoSplat 2, unless it was trained with 3.")
+    ] = None,
 ) -> None:
     """Convert, export and check a checkpoint, and serve it as the default model.
 
     Run again, it goes on where it was stopped.
     """
-    _weights("add", str(file), "--name", name, "--licence", licence)
+    sizes = {"--square": square, "--max-views": max_views}
+    given = [word for option, value in sizes.items() if value is not None for word in (option, str(value))]
+    _weights("add", str(file), "--name", name, "--licence", licence, *given)
 
 
 def _weights(*arguments: str) -> NoReturn:

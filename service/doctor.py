@@ -65,7 +65,7 @@ def _data(settings: Settings) -> Finding:
 
 
 def _models(settings: Settings) -> list[Finding]:
-    registry = Registry(settings.models_dir)
+    registry = Registry(settings.models_dir, settings.engine)
     default = registry.default()
     names = [info.name for info in registry.infos()]
     began = time.perf_counter()

@@ -21,17 +21,19 @@ def reconstruct(
 ) -> pipeline.Outcome:
     """The files of a scene. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
     checked = _options(options)
-    registry = Registry(settings.models_dir)
+    registry = Registry(settings.models_dir, settings.engine)
     infos = {info.name: info for info in registry.infos()}
     name = model or registry.default()
     if name not in infos:
         raise Problem(422, "unknown-model", f"There is no model {name!r}.", f"The models are {', '.join(infos)}.")
     info = infos[name]
+    roomy = [other.name for other in infos.values() if other.min_views <= len(photos) <= other.max_views]
     if not info.min_views <= len(photos) <= info.max_views:
         raise Problem(
             422,
             "photo-count",
             f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
+            f"So many take {', '.join(roomy)}." if roomy else "",
         )
     if checked.reference != "auto" and checked.reference >= len(photos):
         raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")

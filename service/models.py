@@ -43,8 +43,10 @@ class Catalogue(Protocol):
 class Registry:
     """The catalogue of a models folder: one folder an artifact, and a file `default` that names the default."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str = "auto") -> None:
+        """engine: what is to compute networks, see `export.sessions.open_model`."""
         self._folder = folder
+        self._engine = engine
 
     def infos(self) -> list[ModelInfo]:
         """`geometry` first, then the artifacts."""
@@ -71,7 +73,7 @@ class Registry:
             from model.classical.model import GeometricModel
 
             return GeometricModel()
-        return open_model(self._find(name))
+        return open_model(self._find(name), engine=self._engine)
 
     def _find(self, name: str) -> Path:
         """The artifact's folder, whatever that is called."""

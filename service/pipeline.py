@@ -40,7 +40,9 @@ def gather(photos: Sequence[View], options: Options, tick: Tick) -> Views:
 
     `tick` is told the share that is done, and may raise to cancel.
     """
-    views = Views(tuple(photos), shared_focal=options.focal == "shared")
+    if isinstance(options.focal, float):
+        photos = [replace(photo, exif_focal=options.focal) for photo in photos]
+    views = Views(tuple(photos), shared_focal=options.focal != "per-view")
     reference = choose_reference(views, tick) if options.reference == "auto" else options.reference
     return replace(views, reference=reference)
 

@@ -229,11 +229,13 @@ def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> 
     if photos < chosen.min_views:
         raise Problem(422, "too-few-photos", f"{chosen.name} needs at least {chosen.min_views} photos.")
     if photos > chosen.max_views:
+        roomy = ", ".join(model.name for model in models if photos <= model.max_views)
+        instead = f", or a model that takes {photos}: {roomy}" if roomy else ""
         raise Problem(
             422,
             "too-many-photos",
             f"{chosen.name} takes at most {chosen.max_views} photos.",
-            "Choose photos that overlap and together show the whole place, or another model.",
+            f"Choose photos that overlap and together show the whole place{instead}.",
         )
     return chosen.name
 

@@ -42,7 +42,9 @@ class Options(BaseModel):
     max_points: int = Field(1_500_000, ge=1_000, le=10_000_000)
     reference: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
     """Index of the photo whose camera is the origin; `auto`: of the one that sees most of the others."""
-    focal: Literal["shared", "per-view"] = "shared"
+    focal: Literal["shared", "per-view"] | Annotated[float, Field(gt=0, le=1e6)] = "shared"
+    """One focal length for the photos of one camera, or one a photo; a number: that of all photos, where it is known,
+    in pixels of the originals."""
 
 
 class ViewDocument(BaseModel):
@@ -122,6 +124,8 @@ class ModelEntry(BaseModel):
     parameters: int
     bytes: int
     device: str
+    passed_over: list[str]
+    """Engines that would be faster, each with why it is not taken; of a model that a worker has opened."""
 
 
 class ModelDocument(ModelEntry):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +41,9 @@ class Settings(BaseSettings):
     job_seconds: float = Field(3_600.0, gt=0, description="A job running for longer is failed.")
     drain_seconds: float = Field(30.0, ge=0, description="Time for running work to end after a stop was asked for.")
 
+    engine: Literal["auto", "tensorrt", "torch", "onnxruntime"] = Field(
+        "auto", description="What computes networks; auto: the fastest that works here."
+    )
     batch_window_seconds: float = Field(0.02, ge=0, description="How long a job waits for others of its shape.")
     decode_threads: int = Field(2, ge=1, description="Threads of a process that decode photos.")
     finish_threads: int = Field(2, ge=1, description="Threads of a worker that solve cameras and write files.")

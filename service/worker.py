@@ -25,7 +25,7 @@ import structlog
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
-from model.types import ModelInfo, Prediction, Progress, ReconstructionError, Views
+from model.types import DeviceLost, ModelInfo, Prediction, Progress, ReconstructionError, Views
 from service import images, logs, machine, pipeline
 from service.batcher import Batcher
 from service.errors import Problem
@@ -134,7 +134,8 @@ class Worker:
         self._stopping.set()
 
     async def run(self) -> int:
-        """Work until `stop`. Answers the process's exit code: 0, or 1 where the model hangs and only an end helps."""
+        """Work until `stop`. Answers the process's exit code: 0, or 1 where the model hangs or its device is lost, and
+        only an end helps."""
         if self._settings.worker_metrics_port:
             try:
                 start_http_server(
@@ -200,7 +201,7 @@ class Worker:
                         await self._landing(pause)
                         continue
                     for entry, job in await self._queue.read(reader, self.id, room, int(1000 * pause)):
-                        if self._stopping.is_set():
+                        if self._stopping.is_set() or not self._healthy():
                             await self._queue.hand_back(entry, self.id)
                         else:
                             await self._take(entry, job)
@@ -241,7 +242,7 @@ class Worker:
             return
         while self._flights and not self._stopping.is_set():
             await self._landing(0.5)
-        while not self._stopping.is_set() and (claimed := await self._queue.claim(self.id)):
+        while self._healthy() and not self._stopping.is_set() and (claimed := await self._queue.claim(self.id)):
             flight = await self._take(*claimed)
             if flight is not None and flight.task is not None:
                 await asyncio.wait([flight.task])
@@ -420,6 +421,8 @@ class Worker:
     async def _stumble(self, flight: Flight, error: Exception) -> None:
         """An error of ours or of the machine: the machine's may pass, so the job gets another try, bounded."""
         job = flight.job
+        if isinstance(error, DeviceLost):  # before the job is put back: not to be taken by this worker again
+            self._check = CheckDocument(at=datetime.now(UTC), ok=False, seconds=0.0, detail="its device is lost")
         if not _may_pass(error):
             log.error("job failed", job=job.id, exc_info=error)
             await self._fail(
@@ -432,11 +435,15 @@ class Worker:
         elif _out_of_memory(error):
             detail = "The photos need more memory than the worker has."
             await self._fail(flight, "out-of-memory", detail, "Try fewer photos.")
+        elif isinstance(error, DeviceLost):
+            await self._fail(flight, "device-failed", "The worker's GPU failed, again and again.", "Try again later.")
         else:
             log.error("job failed", job=job.id, exc_info=error)
             await self._fail(
                 flight, "storage-failed", "The worker could not read or write the job's files.", "Try again."
             )
+        if isinstance(error, DeviceLost):
+            self._broken.set()
 
     async def _release(self, flight: Flight, *, refund: bool) -> None:
         job = flight.job
@@ -565,7 +572,7 @@ class Worker:
         else:
             log.info("deep check passed", model=name, seconds=seconds)
         await self._attempt(self._beat)
-        if not done:
+        if not done or isinstance(cause, DeviceLost):
             self._broken.set()
         await asyncio.sleep(RECHECK_SECONDS if detail else self._settings.check_interval_seconds)
         while self._flights and self._healthy():
@@ -614,7 +621,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    return isinstance(error, OSError) or _out_of_memory(error)
+    return isinstance(error, OSError | DeviceLost) or _out_of_memory(error)
 
 
 @contextlib.contextmanager

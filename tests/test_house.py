@@ -22,7 +22,8 @@ def test_packages_are_the_ones_of_this_repository(package: str) -> None:
 def test_serving_imports_no_torch() -> None:
     program = (
         "import sys\n"
-        "import service.cli, service.app, service.worker, service.pipeline, export.sessions, model.classical.model\n"
+        "import service.cli, service.app, service.worker, service.pipeline, model.classical.model\n"
+        "import export.sessions, export.pair_sessions, export.splat_sessions\n"
         "print(*sorted({'torch', 'onnx', 'safetensors'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 import torch
 
 from export.contract import DESCRIPTION_FILE
 from export.onnx_graph import export_onnx
-from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig
+from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig, NoPoSplatConfig
 from model.dust3r import DUSt3R
 from model.families import Network
 from model.mast3r import MASt3R
 from model.mvdust3r import MVDUSt3R
+from model.noposplat import NoPoSplat
 
 TINY_CONFIG = ModelConfig(
     encoder_width=32,
@@ -31,6 +34,8 @@ TINY_CONFIG = ModelConfig(
     gaussian_width=16,
 )
 TINY_SQUARE = 32
+TINY_HEADS = dataclasses.replace(TINY_CONFIG, encoder_width=128, decoder_width=128)
+"""Its heads have 64 channels, as those of all released networks: attention of other widths is planned otherwise."""
 TINY_PAIRS = DUSt3RConfig(
     encoder_width=32,
     encoder_depth=1,
@@ -45,6 +50,13 @@ TINY_MATCHES = MASt3RConfig(
     descriptor=8,
 )
 TINY_LONG_SIDE = 64
+TINY_SPLATS = NoPoSplatConfig(
+    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__} | {"encoder_heads": 4, "decoder_heads": 4},
+)
+"""Head counts that the rule for foreign checkpoints finds."""
+TINY_SPLAT_SQUARE = 64
+NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)}
+"""Widths of a dense head that computes at once: no released network's differ."""
 
 
 N = TypeVar("N", bound=Network)
@@ -58,6 +70,12 @@ def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
 def tiny_pair_network(config: DUSt3RConfig | MASt3RConfig = TINY_PAIRS, seed: int = 0) -> DUSt3R | MASt3R:
     """The same for a pairwise network."""
     return with_random_weights(MASt3R(config) if isinstance(config, MASt3RConfig) else DUSt3R(config), seed)
+
+
+def tiny_splat_network(seed: int = 0) -> NoPoSplat:
+    """The same for NoPoSplat, its heads narrow."""
+    with patch.multiple("model.dpt", **NARROW):
+        return with_random_weights(NoPoSplat(TINY_SPLATS), seed)
 
 
 def with_random_weights(network: N, seed: int) -> N:
@@ -85,6 +103,11 @@ def make_tiny_pair_artifact(folder: Path, name: str = "tiny-pairs") -> Path:
     return _copy(_exported_pairs(), folder / name, name)
 
 
+def make_tiny_splat_artifact(folder: Path, name: str = "tiny-splats") -> Path:
+    """The same of NoPoSplat, for two or three views."""
+    return _copy(_exported_splats(), folder / name, name)
+
+
 def _copy(artifact: Path, target: Path, name: str) -> Path:
     shutil.copytree(artifact, target)
     description = json.loads((target / DESCRIPTION_FILE).read_text())
@@ -108,4 +131,11 @@ def _exported() -> Path:
 def _exported_pairs() -> Path:
     folder = Path(_scratch().name) / "tiny-pairs"
     export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
+    return folder
+
+
+@cache
+def _exported_splats() -> Path:
+    folder = Path(_scratch().name) / "tiny-splats"
+    export_onnx(tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3)
     return folder

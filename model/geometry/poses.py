@@ -63,7 +63,7 @@ def solve_cameras(prediction: Prediction, views: Views, percentile: float = 3.0)
             cameras.append(None)
             continue
         if index == views.reference:
-            pose, share = np.eye(4), _inlier_share(np.eye(4), focal, points, pixels)
+            pose, share = np.eye(4), inlier_share(np.eye(4), focal, points, pixels)
         else:
             solved = solve_pose(points, pixels, focal, confidence)
             if solved is None:
@@ -98,7 +98,7 @@ def solve_pose(
     if not np.isfinite(world_to_camera).all():
         return None
     camera_to_world = invert_rigid(world_to_camera)
-    return camera_to_world, _inlier_share(camera_to_world, focal, points, pixels)
+    return camera_to_world, inlier_share(camera_to_world, focal, points, pixels)
 
 
 def solve_focal(points: Float64, pixels: Float64, confidence: Float64, seed: int = 0) -> float | None:
@@ -160,7 +160,9 @@ def _sample(confidence: Float64, seed: int) -> np.ndarray:
     return np.argpartition(keys, SAMPLE)[:SAMPLE]
 
 
-def _inlier_share(camera_to_world: Float64, focal: float, points: Float64, pixels: Float64) -> float:
+def inlier_share(camera_to_world: Float64, focal: float, points: Float64, pixels: Float64) -> float:
+    """Share of world points (P, 3) that a camera sees where it should, at pixels (P, 2) relative to its principal
+    point, within INLIER_SHARE_OF_FOCAL."""
     local = (points - camera_to_world[:3, 3]) @ camera_to_world[:3, :3]
     ahead = local[:, 2] > 0
     error = np.linalg.norm(focal * local[ahead, :2] / local[ahead, 2:] - pixels[ahead], axis=1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.types import Float32, PointCloud, Splats
+from model.types import SH_C0, Float32, PointCloud, Splats
 
-SH_C0 = 0.28209479177387814
-"""The constant spherical harmonic: colour = 0.5 + SH_C0 * f_dc."""
+DEGREE = 3
+"""Of spherical harmonics, at most: what INRIA's format and its readers have."""
 MOST_OPACITY = 254 / 255
 """Opacity is kept this far from 1, and as far from 0, where its logit is infinite: the step of every 8-bit format."""
 
@@ -32,11 +32,17 @@ def encode_cloud(cloud: PointCloud) -> bytearray:
 
 
 def encode_gaussians(splats: Splats) -> bytearray:
-    """gaussians.ply: INRIA's 17 floats of degree 0: log scale, logit opacity, quaternion w x y z; OpenCV axes."""
+    """gaussians.ply: INRIA's 17 floats of degree 0: log scale, logit opacity, quaternion w x y z; OpenCV axes.
+
+    And where the network predicts harmonics, their further coefficients, all of red first, up to DEGREE.
+    """
+    further = 0 if splats.harmonics is None else min(splats.harmonics.shape[2], (DEGREE + 1) ** 2) - 1
+    rest = " ".join(f"f_rest_{index}" for index in range(3 * further))
     properties = (
         ("x y z", "<f4"),
         ("nx ny nz", "<f4"),
         ("f_dc_0 f_dc_1 f_dc_2", "<f4"),
+        *(((rest, "<f4"),) if further else ()),
         ("opacity", "<f4"),
         ("scale_0 scale_1 scale_2", "<f4"),
         ("rot_0 rot_1 rot_2 rot_3", "<f4"),
@@ -45,6 +51,10 @@ def encode_gaussians(splats: Splats) -> bytearray:
     opacity = np.clip(splats.opacity, 1 - MOST_OPACITY, MOST_OPACITY)
     vertices["x y z"] = splats.centres
     vertices["f_dc_0 f_dc_1 f_dc_2"] = harmonic()[splats.colours]
+    if splats.harmonics is not None:
+        vertices["f_dc_0 f_dc_1 f_dc_2"] = splats.harmonics[:, :, 0]
+    if splats.harmonics is not None and further:
+        vertices[rest] = splats.harmonics[:, :, 1 : 1 + further].reshape(len(splats), -1)
     vertices["opacity"] = np.log(opacity / (1 - opacity))
     vertices["scale_0 scale_1 scale_2"] = np.log(splats.scale)
     vertices["rot_0 rot_1 rot_2 rot_3"] = splats.rotation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,21 @@ from export.contract import (
     GRAPH_FILE,
     INPUTS,
     OUTPUTS,
+    SPLAT_OUTPUTS,
     ArtifactError,
     read_description,
     sha256,
 )
 from export.onnx_graph import export_onnx, weights_sha256
-from export.parity import ParityError, check_pair_parity, check_parity, compare, compare_pair
+from export.parity import (
+    ParityError,
+    check_pair_parity,
+    check_parity,
+    check_splat_parity,
+    compare,
+    compare_pair,
+    compare_splats,
+)
 from export.sessions import open_model
 from model.checkpoint import save
 from model.config import BackboneConfig, CroCoConfig, DUSt3RConfig, MASt3RConfig
@@ -40,10 +50,13 @@ from tests.tiny import (
     TINY_LONG_SIDE,
     TINY_MATCHES,
     TINY_PAIRS,
+    TINY_SPLAT_SQUARE,
     TINY_SQUARE,
     make_tiny_pair_artifact,
+    make_tiny_splat_artifact,
     tiny_network,
     tiny_pair_network,
+    tiny_splat_network,
 )
 
 ALONE = dataclasses.replace(TINY_CONFIG, paths=1, encoder_depth=1, decoder_depth=1)
@@ -158,18 +171,16 @@ def test_a_slightly_wrong_weight_shows(artifact: Path, session: ort.InferenceSes
 
 
 def test_a_bad_graph_is_not_written(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one of other weights nor one that answers NaN: no folder is left."""
+    """Neither one of other weights nor one of a network that answers NaN: no folder is left."""
     monkeypatch.setattr(
         onnx_graph, "write_graph", lambda _network, path, _square: shutil.copy(artifact / GRAPH_FILE, path)
     )
     wrong = tiny_network(seed=1)
     with pytest.raises(ParityError):
         export_onnx(wrong, tmp_path / "bad", "bad", "none", square=TINY_SQUARE)
-    broken = tiny_network()
-    with torch.no_grad():
-        broken.decoder.norm.weight[0] = torch.nan
+    wrong.head.register_forward_hook(lambda _head, _inputs, fields: tuple(torch.nan * field for field in fields))
     with pytest.raises(ParityError):
-        export_onnx(broken, tmp_path / "bad", "bad", "none", square=TINY_SQUARE)
+        export_onnx(wrong, tmp_path / "bad", "bad", "none", square=TINY_SQUARE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,6 +216,20 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "exists already" in result.output
     assert not (tmp_path / DESCRIPTION_FILE).exists()
+
+
+def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny_network(), tmp_path / "mine.safetensors")
+    command = (tmp_path / "mine.safetensors", "-o", tmp_path / "out", "--square", "32", "--target")
+    monkeypatch.setattr(onnx_graph, "export_onnx", None)
+    for target, missing, words in (("sm90", False, "for 'sm90', but for sm80"), ("sm89", True, "is not installed")):
+        if missing:
+            monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+        result = run_command(*command, target)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: ")
+        assert words in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +276,64 @@ def test_dense_heads_are_exported_for_every_size(tmp_path: Path, config: DUSt3RC
         parity = compare_pair(network, session._encoder, session._decoder, 1, *grids)
         assert parity.point_error_p99 < 1e-4
         assert max(parity.worst.values()) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def splat_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_splat_artifact(tmp_path_factory.mktemp("splats"))
+
+
+def test_the_graph_of_gaussians_is_what_the_contract_says(splat_artifact: Path) -> None:
+    graph = onnx.load(splat_artifact / GRAPH_FILE)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert not graph.functions
+    assert not {node.op_type for node in graph.graph.node} & {"Loop", "Scan", "If", "SequenceAt"}
+    assert str(Path(__file__).parents[2]).encode() not in (splat_artifact / GRAPH_FILE).read_bytes()
+    shapes = {i.name: [d.dim_value or None for d in i.type.tensor_type.shape.dim] for i in graph.graph.input}
+    side = TINY_SPLAT_SQUARE
+    assert shapes == {"images": [None, None, 3, side, side], "intrinsics": [None, None, 3, 3]}
+    assert tuple(o.name for o in graph.graph.output) == SPLAT_OUTPUTS
+    description = read_description(splat_artifact)
+    assert (description.network, description.square, description.max_views) == ("noposplat", side, 3)
+    assert {(case["batch"], case["views"]) for case in description.parity["noise"]} >= {(1, 2), (2, 2), (1, 3)}
+    assert all(case["point_error_p99"] < 1e-4 for case in description.parity["noise"])
+
+
+@pytest.mark.parametrize(("batch", "views"), [(1, 2), (3, 2), (2, 3), (1, 6)])
+def test_gaussians_are_equal_for_every_batch_and_number_of_views(splat_artifact: Path, batch: int, views: int) -> None:
+    session = ort.InferenceSession(splat_artifact / GRAPH_FILE, providers=["CPUExecutionProvider"])
+    parity = compare_splats(tiny_splat_network(), session, batch, views, TINY_SPLAT_SQUARE)
+    assert parity.point_error_p99 < 1e-4
+    assert max(parity.worst.values()) < 1e-4
+
+
+def test_a_graph_of_other_gaussians_is_refused(splat_artifact: Path) -> None:
+    """Also of another linear layer for the lenses, and no other difference."""
+    wrong = tiny_splat_network()
+    with torch.no_grad():
+        wrong.intrinsics.weight *= 1.1
+    for network in (tiny_splat_network(seed=1), wrong):
+        with pytest.raises(ParityError, match="differs from the checkpoint"):
+            check_splat_parity(network, splat_artifact / GRAPH_FILE, TINY_SPLAT_SQUARE)
+
+
+def test_gaussians_are_of_two_views_and_squares_of_256_where_nobody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def told(_network: object, path: Path, square: int) -> None:
+        asked.append(square)
+        path.touch()
+
+    monkeypatch.setattr(onnx_graph, "write_splat_graph", told)
+    monkeypatch.setattr(onnx_graph, "check_splat_parity", lambda *_: [])
+    description = export_onnx(tiny_splat_network(), tmp_path / "a", "a", "none")
+    assert asked == [256]
+    assert (description.square, description.min_views, description.max_views) == (256, 2, 2)
+    with pytest.raises(ArtifactError, match="squares alone"):
+        export_onnx(tiny_splat_network(), tmp_path / "b", "b", "none", long_side=512)
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,24 @@ import torch
 from typer.testing import CliRunner
 
 from export import onnx_graph, weights
-from export.contract import DESCRIPTION_FILE, NETWORKS, WEIGHTS_FILE, Description, read_description
+from export.contract import DESCRIPTION_FILE, GRAPH_FILE, NETWORKS, WEIGHTS_FILE, Description, read_description
 from export.sessions import list_models
-from export.weights import RELEASED, SOURCE_FILE, WeightsError, add, download
+from export.weights import RELEASED, SOURCE_FILE, Sizes, WeightsError, add, download
 from model import checkpoint
 from model.checkpoint import load, upstream_name
 from model.config import ModelConfig
 from model.mvdust3r import MVDUSt3R
 from service.models import Registry
-from tests.tiny import TINY_CONFIG, make_tiny_artifact, tiny_network, tiny_pair_network
+from tests.tiny import (
+    NARROW,
+    TINY_CONFIG,
+    TINY_SPLAT_SQUARE,
+    make_tiny_artifact,
+    make_tiny_splat_artifact,
+    tiny_network,
+    tiny_pair_network,
+    tiny_splat_network,
+)
 
 NAME = "mvdust3r-plus"
 COMMIT = "c0ffee" * 6 + "abcd"
@@ -149,9 +158,13 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names exported: in no time, always the same tiny artifact."""
     names = []
 
-    def export(network: MVDUSt3R, folder: Path, name: str, licence: str) -> Description:
+    def export(
+        network: MVDUSt3R, folder: Path, name: str, licence: str, square: int | None, max_views: int | None
+    ) -> Description:
         made = make_tiny_artifact(folder.parent, name).replace(folder)
-        described = replace(read_description(made), licence=licence)
+        described = read_description(made)
+        sizes = {"square": square or described.square, "max_views": max_views or described.max_views}
+        described = replace(described, licence=licence, **sizes)
         described.write(made)
         names.append(name)
         return described
@@ -234,10 +247,37 @@ def test_a_pairwise_network_of_ones_own_is_served(
     registry.open("mine").warm_up()
 
 
-@pytest.mark.parametrize("name", [name for name in RELEASED if RELEASED[name].network not in NETWORKS] + ["gpt"])
-def test_what_cannot_be_served_is_not_fetched(hub: Hub, models: Path, name: str) -> None:
-    with pytest.raises(WeightsError, match=r"cannot be served yet|no released checkpoint 'gpt'"):
-        download(name, models, never_asked, hub.url)
+def test_a_gaussian_network_of_ones_own_is_served(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In upstream's layout, that of Lightning. Its tensors do not tell for how many photos it was trained."""
+    splat_graph = make_tiny_splat_artifact(tmp_path) / GRAPH_FILE
+    for constant, width in NARROW.items():
+        monkeypatch.setattr(f"model.dpt.{constant}", width)
+    network = tiny_splat_network()
+    state = {f"encoder.{upstream_name(n, network.config)}": tensor for n, tensor in network.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "mine.ckpt")
+    sizes = Sizes(square=TINY_SPLAT_SQUARE, max_views=3)
+    monkeypatch.setattr(onnx_graph, "write_splat_graph", lambda _network, path, _square: shutil.copy(splat_graph, path))
+    assert add(tmp_path / "mine.ckpt", models, sizes=sizes)
+    registry = Registry(models)
+    info = registry.infos()[1]
+    assert (info.name, info.network, info.square, info.max_views) == ("mine", "noposplat", TINY_SPLAT_SQUARE, 3)
+    registry.open("mine").warm_up()
+
+
+def test_what_tensors_do_not_tell_is_known_of_released_ones(
+    hub: Hub, models: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RELEASED, NAME, replace(RELEASED[NAME], sizes=Sizes(max_views=5)))
+    assert fetch(hub, models)
+    assert list_models(models)[0].max_views == 5
+
+
+def test_what_nobody_released_is_not_fetched(hub: Hub, models: Path) -> None:
+    assert all(released.network in NETWORKS for released in RELEASED.values())
+    with pytest.raises(WeightsError, match="no released checkpoint 'gpt'"):
+        download("gpt", models, never_asked, hub.url)
     assert hub.asked == []
     assert not models.exists()
 
@@ -281,7 +321,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, models: Path, expo
 def killed_at(place: object, function: str) -> Iterator[None]:
     """The process ends instead of calling the function."""
 
-    def killed(*arguments: object) -> None:
+    def killed(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -403,8 +443,10 @@ def test_a_local_file_becomes_the_default(tmp_path: Path, models: Path, exports:
     assert add(file, models, licence="mine")
     assert not add(file, models)
     assert [(info.name, info.licence) for info in list_models(models)] == [("my-weights-v2", "mine")]
+    assert list_models(models)[0].max_views == 24
     assert Registry(models).default() == "my-weights-v2"
-    assert add(models / "my-weights-v2" / WEIGHTS_FILE, models, "again")
+    assert add(models / "my-weights-v2" / WEIGHTS_FILE, models, "again", sizes=Sizes(max_views=5))
+    assert {info.name: info.max_views for info in list_models(models)} == {"my-weights-v2": 24, "again": 5}
     assert exports == ["my-weights-v2", "again"]
     assert file.exists()
 
@@ -507,7 +549,7 @@ def test_a_stopped_command_says_what_is_kept(
     (tmp_path / "mine.pth").write_bytes(upstream_file())
     command = ["add", str(tmp_path / "mine.pth"), "--models", str(models)]
 
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -108,6 +108,9 @@ def test_tokens_and_heads_equal_the_golden_ones(case: Case) -> None:
         return tokens.unflatten(0, (batch, views)).transpose(0, 1).flatten(0, 1)
 
     last = {module: [call[-1] for call in calls] for module, calls in seen.items()}
+    for module in ("decoder.embed", "decoder.norm"):
+        # Of networks whose views are of one size, one call for all of them.
+        last[module] = [own for x in last[module] for own in (x.unbind(1) if x.ndim == 4 else [x])]
     ours = {
         "tokens/patch_embed": view_major(last["encoder.patch_embed"][0]),
         "tokens/encoder_out": view_major(last["encoder.norm"][0]),
@@ -123,7 +126,7 @@ def test_tokens_and_heads_equal_the_golden_ones(case: Case) -> None:
     if "intrinsics" in last:
         ours["tokens/intrinsics_token"] = last["intrinsics"][0]
         ours["raw/center_view0"] = last["reference_head.centres"][0]
-        ours["raw/center_view1"] = last["head.centres"][0]
+        ours["raw/center_view1"] = last["head.centres"][0][:batch]
     else:
         ours["head1/raw"] = last["reference_head.proj" if "reference_head.proj" in last else "reference_head.dpt"][0]
         for level in range(4) if "reference_head.dpt" in last else ():

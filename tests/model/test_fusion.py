@@ -133,6 +133,29 @@ def test_gaussians_of_a_network_are_kept_with_their_pixels_and_sorted() -> None:
     np.testing.assert_array_equal(gaussians.scale.reshape(-1, 3)[at], splats.scale[7])
 
 
+def test_a_networks_harmonics_stay_with_their_gaussians() -> None:
+    """Their mean is a Gaussian's colour; the cloud keeps the photo's."""
+    cameras = [camera()]
+    prediction, views = wall(cameras)
+    rng = np.random.default_rng(0)
+    shape = prediction.confidence.shape
+    gaussians = Gaussians(
+        scale=rng.uniform(0.01, 0.1, (*shape, 3)).astype(np.float32),
+        rotation=np.broadcast_to(np.float32([1, 0, 0, 0]), (*shape, 4)),
+        opacity=rng.uniform(0, 1, shape).astype(np.float32),
+        harmonics=rng.normal(0, 1, (*shape, 3, 4)).astype(np.float32),
+    )
+    scene = fused(cameras, replace(prediction, gaussians=gaussians), views)
+    for splat in range(0, len(scene.splats), 101):
+        at = np.argmin(np.linalg.norm(prediction.points[0] - scene.splats.centres[splat], axis=-1))
+        own = gaussians.harmonics.reshape(-1, 3, 4)[at]
+        np.testing.assert_array_equal(scene.splats.harmonics[splat], own)
+        np.testing.assert_allclose(
+            scene.splats.colours[splat], np.clip(0.5 + 0.28209479 * own[:, 0], 0, 1) * 255, atol=0.51
+        )
+    assert (np.sort(scene.cloud.colours, axis=0) == np.sort(prediction.rgb.reshape(-1, 3), axis=0)).all()
+
+
 def test_nothing_to_keep_is_said_in_a_sentence() -> None:
     cameras = [camera()]
     prediction, views = wall(cameras)

@@ -1,7 +1,8 @@
 """A model without weights whose behaviour the photos' names choose; `python fake_model.py` is a worker that serves it.
 
-Names that contain: nan (not a number), refuse (cannot be reconstructed), raise (a bug), oom (out of memory), crash
-(kills the process), slow and steady (take 3 s and 0.6 s, and report), hang (takes very long, and does not report).
+Names that contain: nan (not a number), refuse (cannot be reconstructed), raise (a bug), oom (out of memory), lost (as
+is the device), crash (kills the process), slow and steady (take 3 s and 0.6 s, and report), hang (takes very long, and
+does not report).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.types import Camera, ModelInfo, Prediction, Progress, ReconstructionError, Views
+from model.types import Camera, DeviceLost, ModelInfo, Prediction, Progress, ReconstructionError, Views
 
 SIDE = 32
 
@@ -35,6 +36,8 @@ class FakeModel:
             os.kill(os.getpid(), signal.SIGKILL)
         if "oom" in names:
             raise MemoryError
+        if "lost" in names:
+            raise DeviceLost
         if "raise" in names:
             raise RuntimeError("a bug, with a secret path /etc/passwd")
         if "hang" in names:

@@ -261,6 +261,8 @@ async def test_a_failed_job_says_why_and_the_worker_goes_on(api, settings):
         (form(), {"reference": "first"}, 422, "invalid-field", "reference: Input should be"),
         (form(), {"reference": ["0", "1"]}, 422, "invalid-field", "more than once"),
         (form(), {"focal": "both"}, 422, "invalid-field", "focal"),
+        (form(), {"focal": "-3"}, 422, "invalid-field", "focal"),
+        (form(), {"focal": "nan"}, 422, "invalid-field", "focal"),
         (form(), {"images": "none"}, 422, "invalid-field", "images"),
         ([*form(), ("model", ("m.jpg", jpeg(), "image/jpeg"))], {}, 422, "invalid-field", "model"),
         ([*form(), ("photo", ("m.jpg", jpeg(), "image/jpeg"))], {}, 422, "unknown-field", "'photo'"),

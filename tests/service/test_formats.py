@@ -111,6 +111,28 @@ def turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.degrees(2 * np.arccos(np.clip(np.abs((a * b).sum(axis=1)), 0, 1)))
 
 
+@pytest.mark.parametrize(("predicted", "written"), [(1, 0), (4, 1), (9, 2), (16, 3), (25, 3)])
+def test_gaussians_ply_keeps_harmonics_up_to_degree_3(tmp_path, predicted, written):
+    rng = np.random.default_rng(0)
+    count = 30
+    harmonics = rng.normal(size=(count, 3, predicted)).astype(np.float32)
+    splats = Splats(
+        rng.normal(size=(count, 3)).astype(np.float32),
+        np.full((count, 3), 0.1, np.float32),
+        np.tile(np.float32([1, 0, 0, 0]), (count, 1)),
+        np.full(count, 0.5, np.float32),
+        np.zeros((count, 3), np.uint8),
+        harmonics,
+    )
+    file = tmp_path / "gaussians.ply"
+    file.write_bytes(ply.encode_gaussians(splats))
+    read = gsply.plyread(file)
+    np.testing.assert_array_equal(read.sh0, harmonics[:, :, 0])
+    assert read.get_sh_degree() == written
+    if written:
+        np.testing.assert_array_equal(read.shN, harmonics[:, :, 1 : (written + 1) ** 2].swapaxes(1, 2))
+
+
 @settings(max_examples=40, deadline=None)
 @given(splats=some_splats())
 def test_gaussians_ply_is_read_by_gsply(tmp_path_factory, splats):

@@ -37,6 +37,15 @@ def test_a_network_s_prediction_gets_the_true_cameras_and_every_file() -> None:
         np.testing.assert_allclose(found["camera_to_world"], true.camera_to_world, atol=0.02)
 
 
+def test_a_focal_length_that_is_given_is_that_of_every_photo() -> None:
+    """Whatever EXIF says; else that, and who shares one is the request's to say."""
+    photos = [replace(view, exif_focal=50.0) for view in box_room(3).views.views]
+    for focal, known, shared in (("1140", 1140.0, True), ("shared", 50.0, True), ("per-view", 50.0, False)):
+        views = pipeline.gather(photos, Options.model_validate({"focal": focal}), lambda _: None)
+        assert [view.exif_focal for view in views.views] == [known] * 3
+        assert views.shared_focal == shared
+
+
 def test_only_what_was_asked_for_is_written() -> None:
     scene = box_room(2)
     outcome = pipeline.finish(scene.prediction, scene.views, Options(outputs=("scene.splat",)), ignore)

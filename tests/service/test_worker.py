@@ -213,6 +213,16 @@ async def test_a_model_that_hangs_ends_the_worker(queue, settings):
     assert await asyncio.wait_for(code, 10) == 1
 
 
+async def test_a_lost_device_ends_the_worker_and_not_the_job(queue, settings):
+    """A process that lost its GPU never gets it back; the next one does the job."""
+    await submit(queue, settings, "job", "lost.jpg", "b.jpg")
+    for _ in range(settings.max_attempts):
+        assert (await queue.document("job")).status == "queued"
+        assert await asyncio.wait_for(Worker(settings, FakeCatalogue()).run(), 20) == 1
+    failed = await queue.document("job")
+    assert (failed.status, failed.error.type) == ("failed", "device-failed")
+
+
 async def test_stopping_ends_what_runs_and_gives_back_the_rest(queue, settings):
     hasty = settings.model_copy(update={"drain_seconds": 0.5})
     worker = Worker(hasty, FakeCatalogue(FakeModel(max_batch=1)))
