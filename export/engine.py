@@ -185,7 +185,7 @@ def load_builder(target: str | None) -> ModuleType:
         builder = importlib.import_module(name)
     except ImportError as error:
         extra = name.replace("_", "-")
-        raise EngineError(f"{name} is not installed (pip install -e '.[{extra}]'): {error}") from None
+        raise EngineError(f"{name} is not installed (pip install --editable '.[{extra}]'): {error}") from None
     if name == "tensorrt":
         version = tuple(int(part) for part in builder.__version__.split(".")[:2])
         if version < OLDEST or version[:1] > NEWEST:

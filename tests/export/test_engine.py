@@ -155,7 +155,7 @@ def test_an_unknown_target_is_refused() -> None:
 def test_a_missing_builder_is_named(monkeypatch: pytest.MonkeyPatch, target: str | None, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     extra = name.replace("_", "-")
-    with pytest.raises(EngineError, match=rf"{name} is not installed \(pip install -e '.\[{extra}\]'\)"):
+    with pytest.raises(EngineError, match=rf"{name} is not installed \(pip install --editable '\.\[{extra}\]'\)"):
         wanted_engine(DESCRIPTION, target)
 
 
