@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from export.contract import (
+    ANSWERS_FILE,
     GRAPH_FILE,
     INPUTS,
     MAX_BATCH,
@@ -134,7 +135,7 @@ def wanted_engine(description: Description, target: str | None) -> Key:
     if description.network not in MULTI_VIEW:
         raise EngineError(f"{description.name} is served without engines: they are made of {' and '.join(MULTI_VIEW)}")
     builder = _builder(target)
-    graph = json.dumps(sorted(description.files.items()))
+    graph = json.dumps(sorted((name, held) for name, held in description.files.items() if name != ANSWERS_FILE))
     return Key(
         network=description.network,
         weights_sha256=description.weights_sha256,
