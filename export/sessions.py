@@ -249,7 +249,12 @@ class NetworkSession:
             fits=lambda batch, views: free is None or self._description.pass_bytes(batch, views) <= free,
             seconds=GATE_SECONDS,
         ):
-            log.info("%s with %s in %s against its checkpoint: %s", name, engine, precision, case)
+            log.info(
+                "%s with %s in %s answers %d x %d rendered views as its checkpoint: points within %.1e in the median "
+                "and %.1e at 99 %%, poses within %s degrees, rank correlation of the confidence %.5f",
+                *(name, engine, precision, case["batch"], case["views"], case["point_error_median"]),
+                *(case["point_error_p99"], case["pose_degrees"], case["rank_correlation"]),
+            )
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs."""
