@@ -185,7 +185,7 @@ def test_poses_are_compared_where_there_are_some(tmp_path: Path) -> None:
         assert case["pose_degrees"] < LIMITS["fp32"].degrees
     for case in check(wavy_run(noise=1e-3), path, "x", "fp16"):
         assert 0 < case["pose_degrees"] < LIMITS["fp16"].degrees
-    with pytest.raises(ParityError, match="angle between poses in degrees is 1[01]"):
+    with pytest.raises(ParityError, match=r"angle between poses in degrees is 1[01]"):
         check(wavy_run(turned=np.radians(10)), path, "x", "bf16")
 
 
