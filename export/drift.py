@@ -20,7 +20,7 @@ def where_it_drifts(network: MVDUSt3R, precision: str, square: int) -> str:
     points may be in the end; a clause for a message. Blocks are called as their parameters are."""
     images = normalised(photos_of(ROOMS[0], square)[None, :2])
     references = references_of(2, network.config.paths)
-    inputs = torch.from_numpy(images), torch.from_numpy(references.copy())
+    inputs = torch.from_numpy(images), torch.from_numpy(references)
     bound = LIMITS[precision].median
     expected = outputs_of_blocks(network, inputs)
     got = outputs_of_blocks(written_in(network, precision), inputs)

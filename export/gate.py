@@ -123,7 +123,7 @@ def write_answers(run: Run, path: Path, square: int, paths: int, max_views: int)
 
 def references_of(views: int, paths: int) -> NDArray[np.int64]:
     """(M,): the last view is the frame of the answer, so that a graph which ignores `references` shows."""
-    return np.arange(views)[::-1][:paths]
+    return np.arange(views - 1, -1, -1)[:paths]
 
 
 def photos_of(room: str, square: int) -> NDArray[np.uint8]:
