@@ -13,11 +13,9 @@ A worker asks its engine the same before the first job: what drifts beyond LIMIT
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,6 @@ from export.contract import OUTPUTS, ArtifactError
 from export.runtime import normalised
 from model.geometry.poses import solve_cameras
 from model.types import Float32, Float64, Prediction, View, Views
-
-log = logging.getLogger(__name__)
 
 CASES = ((1, 2), (2, 3), (1, 5), (1, 8))
 """(batch, views) to compare: the fewest views, a true batch of different scenes, more views than reference paths."""
@@ -166,41 +162,49 @@ def check(
         answers = dict(file)
     started, seen = time.monotonic(), 0
     measured: list[dict[str, Any]] = []
-    for case in count():
-        shown = answers.get(f"views_{case}")
-        if shown is None:
-            return measured
-        batch, views = shown.shape
+    for case in range(sum(name.startswith("views_") for name in answers)):
+        shown = answers[f"views_{case}"]
         foreseen = (time.monotonic() - started) * (1 + shown.size / max(seen, 1))
-        if measured and (foreseen > seconds or not fits(batch, views)):
-            log.info("%s: not compared for %d x %d views, which would take too long or too much", engine, batch, views)
-            return measured
-        seen += shown.size
-        references = answers[f"references_{case}"]
-        got = [_at(answers["grid"], a) for a in run((normalised(answers["photos"][shown]), references))]
-        expected = [answers[f"{name}_{case}"] for name in OUTPUTS]
-        if not all(np.isfinite(field).all() for field in got):
-            raise ParityError(
-                f"{engine} in {precision} computes values that are not finite, "
-                f"for {batch} x {views} rendered views{advice(precision)}"
-            )
-        errors = point_errors(got[0], expected[0])
-        difference = Difference(
-            batch=batch,
-            views=views,
-            references=tuple(int(r) for r in references),
-            point_error_median=float(np.median(errors)),
-            point_error_p99=float(np.quantile(errors, 0.99)),
-            worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
-            pose_degrees=_pose_degrees(got, answers[f"cameras_{case}"], int(references[0]), answers["photos"].shape[1]),
-            rank_correlation=min(rank_correlation(a, b) for a, b in zip(got[1], expected[1], strict=True)),
-        )
+        if measured and (foreseen > seconds or not fits(*shown.shape)):
+            break
+        try:
+            difference = _compare(run, answers, case)
+        except MemoryError:  # a GPU's is known only so
+            if not measured:
+                raise
+            break
         _refuse_beyond_limits(difference, engine, precision)
         measured.append(asdict(difference))
+        seen += shown.size
     return measured
 
 
+def _compare(run: Run, answers: dict[str, NDArray[Any]], case: int) -> Difference:
+    """Ask `run` one case. Where its answer is not finite, the errors are not numbers."""
+    shown, references = answers[f"views_{case}"], answers[f"references_{case}"]
+    got = [_at(answers["grid"], output) for output in run((normalised(answers["photos"][shown]), references))]
+    expected = [answers[f"{name}_{case}"] for name in OUTPUTS]
+    finite = all(np.isfinite(field).all() for field in got)
+    errors = point_errors(got[0], expected[0]) if finite else np.array([np.nan])
+    square = answers["photos"].shape[1]
+    return Difference(
+        batch=shown.shape[0],
+        views=shown.shape[1],
+        references=tuple(references.tolist()),
+        point_error_median=float(np.median(errors)),
+        point_error_p99=float(np.quantile(errors, 0.99)),
+        worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
+        pose_degrees=_pose_degrees(got, answers[f"cameras_{case}"], int(references[0]), square) if finite else None,
+        rank_correlation=min(rank_correlation(a, b) for a, b in zip(got[1], expected[1], strict=True)),
+    )
+
+
 def _refuse_beyond_limits(difference: Difference, engine: str, precision: str) -> None:
+    if not np.isfinite(difference.point_error_median):
+        raise ParityError(
+            f"{engine} in {precision} computes values that are not finite, for {difference.batch} x {difference.views} "
+            f"rendered views{advice(precision)}"
+        )
     limits = LIMITS[precision]
     output = max(difference.worst, key=lambda name: difference.worst[name])
     found = {
