@@ -56,11 +56,12 @@ def export(
     except (CheckpointError, ArtifactError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    for case in description.parity["noise"]:
-        typer.echo(
-            f"Compared for {case['batch']} x {case['views']} views: relative error of the points "
-            f"{case['point_error_median']:.1e} median, {case['point_error_p99']:.1e} at 99 %"
-        )
+    for what, cases in description.parity.items():
+        for case in cases:
+            typer.echo(
+                f"Compared on {what} of {case['batch']} x {case['views']} views: relative error of the points "
+                f"{case['point_error_median']:.1e} median, {case['point_error_p99']:.1e} at 99 %"
+            )
     written = sum(path.stat().st_size for path in output.iterdir())
     typer.echo(f"Wrote {output}: {description.name}, {description.precision}, {written / 2**20:.1f} MiB")
     try:

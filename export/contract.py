@@ -56,6 +56,8 @@ GRAPH_FILE = "model.onnx"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
 DESCRIPTION_FILE = "model.json"
+ANSWERS_FILE = "answers.npz"
+"""What the checkpoint answers for photos that are kept with it: see `export.gate`. Older artifacts have none."""
 WEIGHTS_FILE = "weights.safetensors"
 """The checkpoint in our own form, kept by `export.weights` to make further engines of: serving does not read it."""
 DEFAULT_FILE = "default"
@@ -125,7 +127,7 @@ class Description:
     std: float = STD
     format: int = FORMAT
     parity: dict[str, Any] = field(default_factory=dict)
-    """Measured difference to the checkpoint: see `export.parity`."""
+    """Measured difference to the checkpoint: on noise (`export.parity`) and on rendered rooms (`export.gate`)."""
     made_with: dict[str, str] = field(default_factory=dict)
 
     def pass_bytes(self, batch: int, views: int) -> int:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from export.contract import (
+    ANSWERS_FILE,
     GRAPH_FILE,
     INPUTS,
     MAX_BATCH,
@@ -138,7 +139,7 @@ def wanted_engine(description: Description, target: str | None) -> Key:
     if description.network not in MULTI_VIEW:
         raise EngineError(f"{description.name} is served without engines: they are made of {' and '.join(MULTI_VIEW)}")
     builder = load_builder(target)
-    graph = json.dumps(sorted(description.files.items()))
+    graph = json.dumps(sorted((name, held) for name, held in description.files.items() if name != ANSWERS_FILE))
     return Key(
         network=description.network,
         weights_sha256=description.weights_sha256,

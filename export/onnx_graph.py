@@ -45,7 +45,9 @@ from export.contract import (
     is_side,
     sha256,
 )
-from export.parity import check_pair_parity, check_parity, check_splat_parity
+from export.drift import where_it_drifts
+from export.gate import ParityError
+from export.parity import check_pair_parity, check_parity, check_rendered, check_splat_parity
 from export.precision import written_in
 from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
@@ -89,9 +91,10 @@ def export_onnx(
     network takes a long side.
     max_views: the most views a job may have; None: as many as most released networks of its kind are for.
     precision: one of PRECISIONS, what its products are computed in (`export.precision`).
-    The graphs are compared with the network first: ParityError, and no folder, where they differ. Raises ArtifactError
-    for another network, for weights that are not finite, and for a name, size, number of views, precision or folder
-    that cannot be.
+    The graphs are compared with the network first: ParityError, and no folder, where they differ. What a network that
+    sees all views at once answers for rendered rooms is kept, to compare engines of the graph with (`export.gate`).
+    Raises ArtifactError for another network, for weights that are not finite, and for a name, size, number of views,
+    precision or folder that cannot be.
     """
     if not isinstance(network, MVDUSt3R | PairNetwork | NoPoSplat) or network.config.network not in NETWORKS:
         raise ArtifactError(f"{network.config.network} cannot be exported: {', '.join(NETWORKS)} can")
@@ -163,12 +166,21 @@ def _write_multi_view_artifact(
 ) -> dict[str, Any]:
     """Write the graph, and compare it; what its description says of it."""
     write_graph(written_in(network, precision), folder / GRAPH_FILE, square)
+    try:
+        parity = {
+            "noise": check_parity(network, folder / GRAPH_FILE, square, precision),
+            "rendered": check_rendered(network, folder, square, max_views, precision),
+        }
+    except ParityError as error:
+        if precision == "fp32":
+            raise
+        raise ParityError(f"{error}; {where_it_drifts(network, precision, square)}") from None
     return {
         "paths": network.config.paths,
         "max_batch": _max_batch(network.config, square, max_views),
         "view_bytes": square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
         "pair_bytes": SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
-        "parity": {"noise": check_parity(network, folder / GRAPH_FILE, square, precision)},
+        "parity": parity,
     }
 
 

@@ -1,8 +1,9 @@
-"""Does an exported graph answer as its checkpoint does?"""
+"""Does an exported graph answer as its checkpoint does? Asked at export, where both are there."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from export.contract import (
+    ANSWERS_FILE,
     DECODER_FILE,
     ENCODER_FILE,
+    GRAPH_FILE,
     INPUTS,
     OUTPUTS,
     SPLAT_INPUTS,
     SPLAT_OUTPUTS,
-    ArtifactError,
     decoder_outputs,
 )
+from export.gate import LIMITS, ParityError, advice, check, point_errors, relative_error, write_answers
 from model.config import PATCH
 from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
@@ -38,14 +41,10 @@ across, equal and different."""
 SPLAT_CASES = ((1, 2), (2, 2), (1, 3))
 """(batch, views) to compare: what released networks of its kind take, and a true batch."""
 
-LIMITS = {"fp32": (1e-4, 1e-3), "fp16": (3e-2, 0.3), "bf16": (0.2, 2.0)}
-"""Per precision: largest relative error of a point that 99 % of the points may have, and largest error of any output,
-relative to its largest value. float32 differs in the order of its sums; the others' follow from what random networks
-of the released depth were measured to drift: such a network answers less smoothly than a trained one."""
 
-
-class ParityError(ArtifactError):
-    """An exported graph differs from its checkpoint: it must not be served."""
+WORST = {"fp32": 1e-3, "fp16": 0.3, "bf16": 2.0}
+"""Largest error of any output, relative to its largest value, that is allowed on noise: single pixels of a random
+network jump there. On photos `export.gate` is stricter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,28 @@ def check_parity(network: MVDUSt3R, graph: Path, square: int, precision: str = "
     return measured
 
 
+def check_rendered(
+    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str = "fp32"
+) -> list[dict[str, Any]]:
+    """Keep the network's answers for the rendered rooms in `folder`, and compare its ONNX graph there with them.
+
+    Further engines are compared with what is kept: see `export.gate`. Raises ParityError, likewise.
+    """
+
+    def checkpoint(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            output = network(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
+        return [getattr(output, name).numpy() for name in OUTPUTS]
+
+    def graph(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = session.run(OUTPUTS, dict(zip(INPUTS, inputs, strict=True)))
+        return outputs
+
+    write_answers(checkpoint, folder / ANSWERS_FILE, square, network.config.paths, max_views)
+    session = open_on_cpu(folder / GRAPH_FILE)
+    return check(graph, folder / ANSWERS_FILE, "the ONNX graph", precision)
+
+
 def check_splat_parity(network: NoPoSplat, graph: Path, square: int, precision: str = "fp32") -> list[dict[str, Any]]:
     """The same for NoPoSplat, in every case of SPLAT_CASES."""
     session = open_on_cpu(graph)
@@ -99,11 +120,10 @@ def check_pair_parity(network: PairNetwork, folder: Path, precision: str = "fp32
 
 
 def _within_limits(parity: Parity | PairParity, precision: str) -> dict[str, Any]:
-    point_limit, output_limit = LIMITS[precision]
-    errors = (parity.point_error_p99 / point_limit, *(error / output_limit for error in parity.worst.values()))
+    limits = LIMITS[precision]
+    errors = (parity.point_error_p99 / limits.p99, *(error / WORST[precision] for error in parity.worst.values()))
     if not all(error <= 1 for error in errors):  # also where an error is not a number
-        advice = "" if precision == "fp32" else f"; try {'bf16' if precision == 'fp16' else 'fp16'} or fp32"
-        raise ParityError(f"the ONNX graph in {precision} differs from the checkpoint: {parity}{advice}")
+        raise ParityError(f"the ONNX graph in {precision} differs from the checkpoint: {parity}{advice(precision)}")
     return asdict(parity)
 
 
@@ -144,7 +164,7 @@ def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views:
         output = network(torch.from_numpy(images), references)
     expected = [getattr(output, name).numpy() for name in OUTPUTS]
     got = session.run(OUTPUTS, dict(zip(INPUTS, (images, np.array(references, np.int64)), strict=True)))
-    errors = _point_errors(got[0], expected[0])
+    errors = point_errors(got[0], expected[0])
     return Parity(
         batch=batch,
         views=views,
@@ -165,7 +185,7 @@ def compare_splats(network: NoPoSplat, session: ort.InferenceSession, batch: int
         output = network(torch.from_numpy(images), torch.from_numpy(intrinsics))
     expected = [getattr(output, name).numpy() for name in SPLAT_OUTPUTS]
     got = session.run(SPLAT_OUTPUTS, dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True)))
-    errors = _point_errors(got[0], expected[0])
+    errors = point_errors(got[0], expected[0])
     return Parity(
         batch=batch,
         views=views,
@@ -199,7 +219,7 @@ def compare_pair(
     feed = {tensor.name: array for tensor, array in zip(decoder.get_inputs(), tokens, strict=True)}
     got = dict(zip(names, decoder.run(list(names), feed), strict=True))
     errors = np.concatenate(
-        [_point_errors(got[name], expected[name]).ravel() for name in ("first_points", "second_points")]
+        [point_errors(got[name], expected[name]).ravel() for name in ("first_points", "second_points")]
     )
     return PairParity(
         batch=batch,
@@ -209,16 +229,3 @@ def compare_pair(
         point_error_p99=float(np.quantile(errors, 0.99)),
         worst={name: relative_error(got[name], expected[name]) for name in names},
     )
-
-
-def _point_errors(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """|p - q| / |q| of points (..., 3)."""
-    points, expected = got.astype(np.float64), expected.astype(np.float64)
-    norm = np.maximum(np.linalg.norm(expected, axis=-1), 1e-12)
-    errors: NDArray[np.float64] = np.linalg.norm(points - expected, axis=-1) / norm
-    return errors
-
-
-def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest absolute difference over the largest absolute value expected."""
-    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-12))

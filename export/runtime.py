@@ -35,6 +35,8 @@ class Graph(Protocol):
     """What computes: one of `export.contract.ENGINES`."""
     device: str
     """`cpu` or `cuda`."""
+    precision: str
+    """What it computes products in: one of `export.contract.PRECISIONS`."""
 
     def run(self, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]) -> list[Float32]:
         """The outputs for `inputs`, both in the graph's order.
@@ -51,17 +53,26 @@ class OnnxGraph:
     engine = "onnxruntime"
 
     def __init__(
-        self, path: Path, inputs: Sequence[str], outputs: Sequence[str], name: str, threads: int | None
+        self,
+        path: Path,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        name: str,
+        threads: int | None,
+        precision: str = "fp32",
     ) -> None:
-        """Open the graph at `path` of the model `name`, on a GPU where ONNX Runtime can use one, else on `threads` of
-        the CPU.
+        """Open the graph at `path`, written in `precision`, of the model `name`, on a GPU where ONNX Runtime can use
+        one, else on `threads` of the CPU.
 
         Raises ArtifactError where it is not loadable, or has other inputs and outputs than these.
         """
         import onnxruntime as ort
 
         available = ort.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        # A product in TF32 is as coarse as one in fp16: what the graph has in float32 is to stay it.
+        known: tuple[tuple[str, dict[str, str]], ...]
+        known = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))
+        providers = [provider for provider in known if provider[0] in available]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
@@ -73,6 +84,7 @@ class OnnxGraph:
         if names != (tuple(inputs), tuple(outputs)):
             raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")
         self._inputs = tuple(inputs)
+        self.precision = precision
         self.device = "cpu" if self._session.get_providers()[0].startswith("CPU") else "cuda"
 
     def run(self, inputs: Sequence[NDArray[Any]], heartbeat: Callable[[float], None]) -> list[Float32]:
@@ -106,7 +118,7 @@ class OnnxGraph:
 def open_onnx(folder: Path, description: Description, threads: int | None) -> dict[str, OnnxGraph]:
     """The graphs of an artifact in ONNX Runtime, by their files. Raises ArtifactError where one is not loadable."""
     return {
-        file: OnnxGraph(folder / file, *tensors, description.name, threads)
+        file: OnnxGraph(folder / file, *tensors, description.name, threads, description.precision)
         for file, tensors in graph_tensors(description.network).items()
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import (
+    ANSWERS_FILE,
     ENGINES,
     GRAPH_FILE,
     PAIR_FIELDS,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GATE_SECONDS = 60.0
+"""What the comparison with the checkpoint may take, about: a CPU is to serve within minutes."""
+
 SCALE_LIMITS = (1e-4, 4e-3)
 """Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
 weights were trained to be rendered with."""
@@ -82,8 +86,9 @@ def open_model(
 ) -> NetworkSession | PairSession | SplatSession:
     """A ready model from an artifact's folder.
 
-    engine: one of ENGINES; `auto`: the fastest that opens the model here and passes a first, real pass. Those passed
-    over, and why, are in its `info`. threads: of the CPU, where that is what computes; None: all.
+    engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up, for which it has to answer as
+    the checkpoint does. Those passed over, and why, are in its `info`. threads: of the CPU, where that is what
+    computes; None: all.
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
     """
     description = read_description(folder)
@@ -94,14 +99,14 @@ def open_model(
     passed_over: list[str] = []
     for name in candidates[:-1]:
         try:
-            session = _session(description, _graphs(name, folder, description, threads), size, passed_over)
+            session = _session(folder, description, _graphs(name, folder, description, threads), size, passed_over)
             session.warm_up()
             return session
         except Exception as error:  # whatever it is, the next engine may do
             log.warning("%s: not with %s: %s", description.name, name, error, exc_info=error)
             reason = str(error) if isinstance(error, ArtifactError) else type(error).__name__  # the world reads it
             passed_over.append(f"{name}: {reason}")
-    return _session(description, _graphs(candidates[-1], folder, description, threads), size, passed_over)
+    return _session(folder, description, _graphs(candidates[-1], folder, description, threads), size, passed_over)
 
 
 def _graphs(engine: str, folder: Path, description: Description, threads: int | None) -> Mapping[str, Graph]:
@@ -118,7 +123,7 @@ def _graphs(engine: str, folder: Path, description: Description, threads: int | 
 
 
 def _session(
-    description: Description, graphs: Mapping[str, Graph], size: int, passed_over: Sequence[str]
+    folder: Path, description: Description, graphs: Mapping[str, Graph], size: int, passed_over: Sequence[str]
 ) -> NetworkSession | PairSession | SplatSession:
     info = describe(description, size, next(iter(graphs.values())), passed_over)
     if description.network in PAIR_FIELDS:
@@ -129,7 +134,8 @@ def _session(
         from export.splat_sessions import SplatSession
 
         return SplatSession(description, graphs, info)
-    return NetworkSession(description, graphs, info)
+    answers = folder / ANSWERS_FILE if ANSWERS_FILE in description.files else None
+    return NetworkSession(description, graphs, info, answers)
 
 
 def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
@@ -155,9 +161,13 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 class NetworkSession:
     """A network that sees all views at once: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
+    def __init__(
+        self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo, answers: Path | None = None
+    ) -> None:
+        """answers: the checkpoint's own, see `export.gate`; None: there are none to compare with."""
         self.info = info
         self._description = description
+        self._answers = answers
         self._graph = graphs[GRAPH_FILE]
         self._seconds: dict[tuple[int, int], float] = {}
         self._learned: dict[int, int] = {}
@@ -211,13 +221,40 @@ class NetworkSession:
         return jobs if free is None or each == 0 else min(jobs, free // each)
 
     def warm_up(self) -> None:
-        """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
+        """A real forward pass of the fewest views, and, the first time, the comparison with the checkpoint's answers.
+
+        Raises ParityError where they differ, and RuntimeError if anything of its answer is not finite.
+        """
+        if self._answers is not None:
+            self._compare(self._answers)
+            self._answers = None
         side = self.info.square or 0
         images = ramps(side, side, self.info.min_views)[None]
         references = choose_references(self.info.min_views, 0, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
         if not all(np.isfinite(output).all() for output in outputs):
             raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
+
+    def _compare(self, answers: Path) -> None:
+        """The engine's answers with the checkpoint's, and what was measured to the log. Raises ParityError."""
+        from export.gate import check
+
+        free = usable_memory(self.info.device)
+        name, engine, precision = self.info.name, self._graph.engine, self._graph.precision
+        for case in check(
+            lambda inputs: self._graph.run(inputs, lambda _seconds: None),
+            answers,
+            f"{name} with {engine}",
+            precision,
+            fits=lambda batch, views: free is None or self._description.pass_bytes(batch, views) <= free,
+            seconds=GATE_SECONDS,
+        ):
+            log.info(
+                "%s with %s in %s answers %d x %d rendered views as its checkpoint: points within %.1e in the median "
+                "and %.1e at 99 %%, poses within %s degrees, rank correlation of the confidence %.5f",
+                *(name, engine, precision, case["batch"], case["views"], case["point_error_median"]),
+                *(case["point_error_p99"], case["pose_degrees"], case["rank_correlation"]),
+            )
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs."""

@@ -54,9 +54,11 @@ class TorchGraph:
 
     engine = "torch"
 
-    def __init__(self, module: nn.Module, device: str) -> None:
-        """module: in eval mode, tensors to a tensor or a tuple of them, as `export.served` has them."""
+    def __init__(self, module: nn.Module, device: str, precision: str) -> None:
+        """module: in eval mode, tensors to a tensor or a tuple of them, as `export.served` has them; its products are
+        in `precision`."""
         self.device = device
+        self.precision = precision
         self._module = module.to(device)
         self._captures: OrderedDict[tuple[torch.Size, ...], Capture] = OrderedDict()
         self._turn = threading.Lock()
@@ -143,14 +145,14 @@ def open_torch(folder: Path, description: Description) -> dict[str, TorchGraph]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bf16" if device == "cuda" else "fp32"
     if isinstance(network, MVDUSt3R):
-        return {GRAPH_FILE: TorchGraph(ServedGraph(written_in(network, precision)), device)}
+        return {GRAPH_FILE: TorchGraph(ServedGraph(written_in(network, precision)), device, precision)}
     if isinstance(network, NoPoSplat):
-        return {GRAPH_FILE: TorchGraph(SplatGraph(written_in(network, precision)), device)}
+        return {GRAPH_FILE: TorchGraph(SplatGraph(written_in(network, precision)), device, precision)}
     if isinstance(network, PairNetwork):
         lowered: PairNetwork = written_in(network, precision)
         return {
-            ENCODER_FILE: TorchGraph(PairEncoder(lowered), device),
-            DECODER_FILE: TorchGraph(PairDecoder(lowered), device),
+            ENCODER_FILE: TorchGraph(PairEncoder(lowered), device, precision),
+            DECODER_FILE: TorchGraph(PairDecoder(lowered), device, precision),
         }
     raise ArtifactError(f"{description.name}: its weights are of another network")
 

@@ -30,9 +30,9 @@ from export.contract import (
     read_description,
     sha256,
 )
+from export.gate import ParityError
 from export.onnx_graph import export_onnx, weights_sha256
 from export.parity import (
-    ParityError,
     check_pair_parity,
     check_parity,
     check_splat_parity,

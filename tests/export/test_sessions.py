@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export import runtime, sessions
-from export.contract import DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
+from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
 from export.onnx_graph import export_onnx
 from export.sessions import NetworkSession, choose_references, linear_scale, list_models, open_model, unit_rotation
 from model.types import Model, Prediction, ReconstructionError, View, Views
@@ -286,7 +286,7 @@ def test_models_are_listed_without_opening_them(tmp_path: Path, caplog: pytest.L
     models = list_models(tmp_path)
     assert [info.name for info in models] == ["a", "b"]
     assert models[1].square == TINY_SQUARE
-    assert models[1].bytes == (tmp_path / "b" / GRAPH_FILE).stat().st_size
+    assert models[1].bytes == sum((tmp_path / "b" / file).stat().st_size for file in (GRAPH_FILE, ANSWERS_FILE))
     assert "broken" in caplog.text
     assert list_models(tmp_path / "absent") == []
 
