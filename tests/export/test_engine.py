@@ -19,7 +19,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export import engine
-from export.contract import DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
+from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
 from export.engine import (
     MAX_BATCH,
     TARGETS,
@@ -336,7 +336,7 @@ def test_a_graph_that_is_not_the_exported_one_is_not_built(artifact: Path, built
     result = CliRunner().invoke(app, [str(copy), "--target", "sm89"])
     assert result.exit_code == 2
     assert "error: a: the file model.onnx has changed since its export" in result.output
-    assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, DESCRIPTION_FILE}
+    assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, ANSWERS_FILE, DESCRIPTION_FILE}
 
 
 def test_a_disk_that_fills_leaves_nothing(artifact: Path, built: Path, tmp_path: Path) -> None:
