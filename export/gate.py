@@ -62,9 +62,9 @@ LIMITS = {
     "bf16": Limits(median=3e-2, p99=0.2, worst=0.2, degrees=3.0, rank=0.99),
 }
 """By what an engine computes products in. float32 differs in the order of its sums. The others' are about three times
-what a random network of the released size drifts over these rooms in bfloat16 (1.1e-2 in the median, 6e-2 at 99 %, 6e-2
-at worst, 5e-5 short of a rank correlation of 1), or an eighth of that; a trained one answers more smoothly. Degrees:
-what poses are off by where true points carry independent errors of the median's limit."""
+what a random network of the released size drifts over these rooms on the CPU: in bfloat16 1.3e-2 in the median, 6e-2 at
+99 %, 7e-2 at worst and 6e-5 short of a rank correlation of 1; in fp16 1.6e-3, 6.5e-3, 8e-3 and 1e-6. A trained network
+answers more smoothly. Degrees: what poses are off by where true points carry independent errors of the median's."""
 
 
 class ParityError(ArtifactError):

@@ -20,7 +20,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export import engine
-from export.contract import DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
+from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
 from export.engine import (
     MAX_BATCH,
     TARGETS,
@@ -330,7 +330,7 @@ def test_a_graph_that_is_not_the_exported_one_is_not_built(half_artifact: Path, 
     result = CliRunner().invoke(app, [str(copy), "--target", "sm89"])
     assert result.exit_code == 2
     assert "error: half: the file model.onnx has changed since its export" in result.output
-    assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, DESCRIPTION_FILE}
+    assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, ANSWERS_FILE, DESCRIPTION_FILE}
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from export import gate, sessions
+from export import gate, onnx_graph, sessions
 from export.contract import (
     ANSWERS_FILE,
     GRAPH_FILE,
@@ -267,3 +267,17 @@ def test_the_block_that_drifts_is_named() -> None:
         block.mlp.fc2.weight.mul_(300)
     assert "it drifts from decoder.blocks.1 on" in where_it_drifts(network, "fp16", TINY_SQUARE)
     assert "its heads do" in where_it_drifts(tiny_network(), "fp16", TINY_SQUARE)
+
+
+@pytest.mark.parametrize(("precision", "more"), [("bf16", "; no block of encoder or decoder drifts"), ("fp32", "$")])
+def test_a_refused_export_says_where_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, more: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ParityError("it differs")
+
+    monkeypatch.setattr(onnx_graph, "write_graph", lambda *_: None)
+    monkeypatch.setattr(onnx_graph, "check_parity", refuse)
+    with pytest.raises(ParityError, match=f"it differs{more}"):
+        onnx_graph.export_onnx(tiny_network(), tmp_path / "m", "m", "none", square=TINY_SQUARE, precision=precision)
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from export import onnx_graph
 from export.__main__ import export
 from export.contract import (
+    ANSWERS_FILE,
     DECODER_FILE,
     DECODER_INPUTS,
     DESCRIPTION_FILE,
@@ -130,7 +131,7 @@ def test_nothing_of_this_machine_is_written(artifact: Path) -> None:
 
 def test_the_description_is_true(artifact: Path, network: MVDUSt3R) -> None:
     description = read_description(artifact)
-    assert description.files == {GRAPH_FILE: sha256(artifact / GRAPH_FILE)}
+    assert description.files == {name: sha256(artifact / name) for name in (GRAPH_FILE, ANSWERS_FILE)}
     assert description.weights_sha256 == weights_sha256(network)
     assert description.parameters == sum(p.numel() for p in network.parameters())
     assert (description.network, description.paths, description.square) == ("mvdust3r-plus", 4, TINY_SQUARE)
