@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from export import pair_sessions, runtime
-from export.contract import ALL_PAIRS, DECODER_FILE, ArtifactError, choose_pairs, read_description
+from export.contract import ALL_PAIRS, DECODER_FILE, ENCODER_FILE, ArtifactError, choose_pairs, read_description
 from export.pair_sessions import PairSession, agreement
 from export.sessions import list_models, open_model
 from model.geometry.alignment import Alignment, Pair, fit_similarity
@@ -191,7 +191,8 @@ def matching(session: PairSession, truth: Truth, monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(5)
     waves, phases = rng.normal(0, 4, (3, 24)), rng.uniform(0, 6, 24)
     description = dataclasses.replace(session._description, network="mast3r")
-    matching = PairSession(description, session._encoder, session._decoder, 0)
+    graphs = {ENCODER_FILE: session._encoder, DECODER_FILE: session._decoder}
+    matching = PairSession(description, graphs, session.info)
 
     def decode(first: list[np.ndarray], second: list[np.ndarray], heartbeat=None) -> list[np.ndarray]:
         points_i, sure_i, points_j, sure_j = truth.decode(first, second)
