@@ -38,8 +38,8 @@ def photos(tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     catalogue = FakeCatalogue()
-    monkeypatch.setattr(local, "Registry", lambda folder: catalogue)
-    monkeypatch.setattr(doctor, "Registry", lambda folder: catalogue)
+    monkeypatch.setattr(local, "Registry", lambda *_: catalogue)
+    monkeypatch.setattr(doctor, "Registry", lambda *_: catalogue)
     return catalogue
 
 
@@ -119,7 +119,7 @@ def test_the_doctor_says_what_does_not(monkeypatch):
         def warm_up(self) -> None:
             raise RuntimeError("no kernels")
 
-    monkeypatch.setattr(doctor, "Registry", lambda folder: FakeCatalogue(Broken()))
+    monkeypatch.setattr(doctor, "Registry", lambda *_: FakeCatalogue(Broken()))
     monkeypatch.setenv("SCENELIFT_REDIS_URL", "unix:///nowhere.sock")
     result = run("doctor")
     assert result.exit_code == 1
