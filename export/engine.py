@@ -10,7 +10,6 @@ whole. All that is known of an engine without its GPU is in the record: the file
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib
 import json
@@ -41,6 +40,7 @@ from export.contract import (
     read_description,
     sha256,
 )
+from export.runtime import gpu_target
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -139,6 +139,9 @@ def wanted_engine(description: Description, target: str | None) -> Key:
     if description.network not in MULTI_VIEW:
         raise EngineError(f"{description.name} is served without engines: they are made of {' and '.join(MULTI_VIEW)}")
     builder = load_builder(target)
+    target = target or gpu_target()
+    if target is None:
+        raise EngineError(f"there is no NVIDIA GPU here: build ahead of time, for one of {', '.join(TARGETS)}")
     graph = json.dumps(sorted((name, held) for name, held in description.files.items() if name != ANSWERS_FILE))
     return Key(
         network=description.network,
@@ -147,7 +150,7 @@ def wanted_engine(description: Description, target: str | None) -> Key:
         precision=description.precision,
         builder=builder.__name__,
         version=builder.__version__,
-        target=target or _own_target(),
+        target=target,
         profiles=plan_profiles(description),
     )
 
@@ -193,25 +196,6 @@ def load_builder(target: str | None) -> ModuleType:
             known = f"{'.'.join(map(str, OLDEST))} to {NEWEST[0]}"
             raise EngineError(f"TensorRT {builder.__version__} is installed, and engines are built by {known}")
     return builder
-
-
-def _own_target() -> str:
-    """Compute capability of this machine's first GPU. Raises EngineError where there is none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        driver = None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR are 75 and 76.
-    if (
-        driver is None
-        or driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    ):
-        raise EngineError(f"there is no NVIDIA GPU here: build ahead of time, for one of {', '.join(TARGETS)}")
-    return f"sm{major.value}{minor.value}"
 
 
 # ---------------------------------------------------------------- building

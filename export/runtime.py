@@ -158,14 +158,22 @@ def describe(
     )
 
 
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver finds a GPU, asked without any of the heavy libraries."""
+def gpu_target() -> str | None:
+    """Compute capability of this machine's first GPU, such as `sm90`, asked of NVIDIA's driver without any of the heavy
+    libraries; None where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR are 75 and 76.
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    )
+    return None if failed else f"sm{major.value}{minor.value}"
 
 
 def usable_memory(device: str) -> int | None:

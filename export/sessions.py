@@ -29,7 +29,7 @@ from export.contract import (
 from export.runtime import (
     Graph,
     describe,
-    has_gpu,
+    gpu_target,
     normalised,
     not_finite,
     open_onnx,
@@ -95,7 +95,7 @@ def open_model(
     size = check_files(folder, description)
     candidates: tuple[str, ...] = (engine,)
     if engine == "auto":
-        candidates = ENGINES if has_gpu() else ENGINES[-1:]
+        candidates = ENGINES if gpu_target() else ENGINES[-1:]
     passed_over: list[str] = []
     for name in candidates[:-1]:
         try:

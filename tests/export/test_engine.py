@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
-from export import engine
+from export import engine, runtime
 from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
 from export.engine import (
     MAX_BATCH,
@@ -184,7 +184,7 @@ def test_without_a_gpu_a_fake_tensorrt_is_of_no_use(monkeypatch: pytest.MonkeyPa
     def absent(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(engine.ctypes, "CDLL", absent)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", absent)
     with pytest.raises(EngineError, match="no NVIDIA GPU here: build ahead of time, for one of sm80"):
         wanted_engine(DESCRIPTION, None)
 
@@ -200,7 +200,7 @@ def test_with_a_fake_gpu_the_engine_is_for_it(monkeypatch: pytest.MonkeyPatch) -
             value._obj.value = {75: 9, 76: 0}[attribute]
             return 0
 
-    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _name: Driver())
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _name: Driver())
     key = wanted_engine(DESCRIPTION, None)
     assert (key.builder, key.version, key.target) == ("tensorrt", "11.4.0.106", "sm90")
 

@@ -239,7 +239,7 @@ def test_an_artifact_without_answers_is_served_as_before(tmp_path: Path) -> None
 def test_an_engine_that_drifts_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_tiny_artifact(tmp_path)
     save(tiny_network(), folder / WEIGHTS_FILE)
-    monkeypatch.setattr(sessions, "has_gpu", lambda: True)
+    monkeypatch.setattr(sessions, "gpu_target", lambda: "sm90")
     assert open_model(folder).info.engine == "torch"
 
     run = TorchGraph.run

@@ -97,9 +97,9 @@ def test_without_its_weights_it_is_not_opened(artifact: Path, kept: Path, tmp_pa
 def test_the_best_engine_that_works_is_taken(kept: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faster ones are asked for only where there is a GPU; why they are not taken is told, without this machine's
     secrets."""
-    monkeypatch.setattr(sessions, "has_gpu", lambda: False)
+    monkeypatch.setattr(sessions, "gpu_target", lambda: None)
     assert (open_model(kept).info.engine, open_model(kept).info.passed_over) == ("onnxruntime", ())
-    monkeypatch.setattr(sessions, "has_gpu", lambda: True)
+    monkeypatch.setattr(sessions, "gpu_target", lambda: "sm90")
     info = open_model(kept).info
     assert info.engine == "torch"
     assert [reason.split(":")[0] for reason in info.passed_over] == ["tensorrt"]
@@ -113,7 +113,7 @@ def test_an_engine_that_computes_nonsense_is_not_taken(kept: Path, monkeypatch: 
     def nonsense(self, inputs, heartbeat):
         raise RuntimeError(f"{kept} is broken")
 
-    monkeypatch.setattr(sessions, "has_gpu", lambda: True)
+    monkeypatch.setattr(sessions, "gpu_target", lambda: "sm90")
     monkeypatch.setattr(torch_graph.TorchGraph, "run", nonsense)
     info = open_model(kept).info
     assert info.engine == "onnxruntime"
