@@ -2,7 +2,7 @@
 
 DUSt3R's by gradient descent on all points, MASt3R's by what its descriptors match.
 
-numpy and ONNX Runtime only, as `export.sessions`, which opens these models.
+Without torch, as `export.sessions`, which opens these models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from export.contract import (
     choose_pairs,
     decoder_outputs,
 )
-from export.runtime import Graph, normalised, ramps, too_many, usable_memory
+from export.runtime import Graph, check_finite, normalised, ramps, refused_for_memory
 from model.geometry.alignment import Alignment, Pair, align, best_confidence, clear_air, fit_similarity, linked
 from model.geometry.crop import long_side_crop_in_original, square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
@@ -91,13 +91,11 @@ class PairSession:
         """A real pass of two small images. Raises RuntimeError if anything of its answer is not finite."""
         first, second = (self._encode(image) for image in ramps(*REHEARSAL, 2))
         outputs = self._decode([first], [second])
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
+        check_finite(outputs, self.info)
 
     def _answer(self, views: Views, progress: Progress) -> Prediction | ReconstructionError:
-        usable = usable_memory(self.info.device)
-        if usable is not None and self._description.pass_bytes(1, len(views)) > usable:
-            return too_many(self._description, len(views), usable)
+        if refusal := refused_for_memory(self._description, len(views), self.info.device):
+            return refusal
         images = [self._crop(view) for view in views.views]
         started = time.monotonic()
         try:

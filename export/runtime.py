@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
-from model.types import DeviceLost, Float32, ModelInfo, ReconstructionError
+from model.types import DeviceLost, Float32, ModelInfo, Progress, ReconstructionError
 
 MEMORY_SHARE = 0.9
 """Of the memory that is free, what a pass may take: its size is known about."""
@@ -182,6 +182,33 @@ def usable_memory(device: str) -> int | None:
     return None if free is None else int(MEMORY_SHARE * free)
 
 
+def run_told(
+    graph: Graph, inputs: Sequence[NDArray[Any]], progress: Progress, seconds: dict[tuple[int, ...], float]
+) -> list[Float32]:
+    """A graph's outputs, the stage `forward` told: how far a pass is follows from how long the last of its shape took.
+
+    seconds: of passes by the first two axes of their first input; this one's is kept there.
+    """
+    progress("forward", 0.0)
+    shape = inputs[0].shape[:2]
+    expected = seconds.get(shape)
+    started = time.monotonic()
+
+    def heartbeat(elapsed: float) -> None:
+        progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
+
+    outputs = graph.run(inputs, heartbeat)
+    seconds[shape] = time.monotonic() - started
+    progress("forward", 1.0)
+    return outputs
+
+
+def check_finite(outputs: Sequence[Float32], info: ModelInfo) -> None:
+    """Raises RuntimeError if anything of a first answer is not finite."""
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise RuntimeError(f"{info.name} computes values that are not finite on {info.device}")
+
+
 def too_many(description: Description, views: int, usable: int) -> ReconstructionError:
     """The refusal of a job of so many views, which says how many do fit."""
     fits = max((n for n in range(views) if description.pass_bytes(1, n) <= usable), default=0)
@@ -193,6 +220,14 @@ def too_many(description: Description, views: int, usable: int) -> Reconstructio
     if fits < description.min_views:
         return ReconstructionError(f"{detail}: not even {description.min_views} fit.", "Use the model geometry.")
     return ReconstructionError(f"{detail}: {fits} fit.", f"Send at most {fits} photos, or use the model geometry.")
+
+
+def refused_for_memory(description: Description, views: int, device: str) -> ReconstructionError | None:
+    """`too_many` where the memory that is free does not do for a job of so many views."""
+    usable = usable_memory(device)
+    if usable is None or description.pass_bytes(1, views) <= usable:
+        return None
+    return too_many(description, views, usable)
 
 
 def not_finite() -> ReconstructionError:

@@ -7,7 +7,6 @@ does without them.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +27,14 @@ from export.contract import (
 )
 from export.runtime import (
     Graph,
+    check_finite,
     describe,
     gpu_target,
     normalised,
     not_finite,
     open_onnx,
     ramps,
+    run_told,
     too_many,
     usable_memory,
 )
@@ -169,7 +170,7 @@ class NetworkSession:
         self._description = description
         self._answers = answers
         self._graph = graphs[GRAPH_FILE]
-        self._seconds: dict[tuple[int, int], float] = {}
+        self._seconds: dict[tuple[int, ...], float] = {}
         self._learned: dict[int, int] = {}
         """How many jobs of so many views a pass may take, where more were too many."""
 
@@ -232,8 +233,7 @@ class NetworkSession:
         images = ramps(side, side, self.info.min_views)[None]
         references = choose_references(self.info.min_views, 0, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
+        check_finite(outputs, self.info)
 
     def _compare(self, answers: Path) -> None:
         """The engine's answers with the checkpoint's, and what was measured to the log. Raises ParityError."""
@@ -258,17 +258,7 @@ class NetworkSession:
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs."""
-        progress("forward", 0.0)
-        expected = self._seconds.get(images.shape[:2])
-        started = time.monotonic()
-
-        def heartbeat(elapsed: float) -> None:
-            progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
-
-        outputs = self._graph.run((images, references), heartbeat)
-        self._seconds[images.shape[:2]] = time.monotonic() - started
-        progress("forward", 1.0)
-        return outputs
+        return run_told(self._graph, (images, references), progress, self._seconds)
 
 
 def square_seen(view: View, side: int | None) -> NDArray[np.uint8]:

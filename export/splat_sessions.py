@@ -4,7 +4,7 @@ The network must be told the lenses. What EXIF does not say is guessed, measured
 follow as in the paper (arXiv 2410.24207, section 3.4): from each view's own points, then by how the others' Gaussians
 look.
 
-numpy and ONNX Runtime only, as `export.sessions`, which opens these models.
+Without torch, as `export.sessions`, which opens these models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.contract import GRAPH_FILE, Description
-from export.runtime import Graph, normalised, not_finite, ramps, too_many, usable_memory
+from export.runtime import Graph, check_finite, normalised, not_finite, ramps, refused_for_memory, run_told
 from export.sessions import square_seen, unit_rotation
 from model.geometry.crop import square_crop_in_original
 from model.geometry.focal import weiszfeld_focal
@@ -107,8 +107,7 @@ class SplatSession:
         self.info = info
         self._description = description
         self._graph = graphs[GRAPH_FILE]
-        self._seconds: dict[int, float] = {}
-        """What the last pass of so many views took."""
+        self._seconds: dict[tuple[int, ...], float] = {}
 
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One job after the other; see `model.types.Model.run`. Stages told: forward, poses.
@@ -125,13 +124,11 @@ class SplatSession:
         side, count = self.info.square or 0, self.info.min_views
         K = np.array([[GUESS, 0, 0.5], [0, GUESS, 0.5], [0, 0, 1]])
         outputs = self._forward(ramps(side, side, count), np.stack([K] * count), lambda _stage, _fraction: None)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise RuntimeError(f"{self.info.name} computes values that are not finite on {self.info.device}")
+        check_finite(outputs, self.info)
 
     def _answer(self, views: Views, progress: Progress) -> Prediction | ReconstructionError:
-        usable = usable_memory(self.info.device)
-        if usable is not None and self._description.pass_bytes(1, len(views)) > usable:
-            return too_many(self._description, len(views), usable)
+        if refusal := refused_for_memory(self._description, len(views), self.info.device):
+            return refusal
         started = time.monotonic()
         seen = self._look(views)
         try:
@@ -198,18 +195,8 @@ class SplatSession:
 
     def _forward(self, squares: UInt8, K: Float64, progress: Progress) -> list[Float32]:
         """Squares (N, S, S, 3) and their K (N, 3, 3), of sides of 1, to the graph's outputs (N, S, S, ...)."""
-        progress("forward", 0.0)
         feed = (normalised(squares[None]), K[None].astype(np.float32))
-        expected = self._seconds.get(len(squares))
-        started = time.monotonic()
-
-        def heartbeat(elapsed: float) -> None:
-            progress("forward", min(0.95, elapsed / expected) if expected else 0.0)
-
-        outputs = self._graph.run(feed, heartbeat)
-        self._seconds[len(squares)] = time.monotonic() - started
-        progress("forward", 1.0)
-        return [output[0] for output in outputs]
+        return [output[0] for output in run_told(self._graph, feed, progress, self._seconds)]
 
 
 def known_lenses(seen: Seen, shared: bool) -> Lenses:

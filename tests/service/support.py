@@ -18,6 +18,7 @@ import uvicorn
 from PIL import Image
 
 from service.app import create_app
+from service.models import Catalogue
 from service.settings import Settings
 from service.supervisor import server_command
 from service.worker import Worker
@@ -88,9 +89,9 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def working(settings: Settings, *models: FakeModel) -> AsyncIterator[Worker]:
-    """A worker in this process, ready."""
-    worker = Worker(settings, FakeCatalogue(*models))
+async def working(settings: Settings, *models: FakeModel, catalogue: Catalogue | None = None) -> AsyncIterator[Worker]:
+    """A worker in this process, ready: of a catalogue, or of fake models."""
+    worker = Worker(settings, catalogue or FakeCatalogue(*models))
     task = asyncio.create_task(worker.run())
     while not worker._healthy():
         await asyncio.sleep(0.01)

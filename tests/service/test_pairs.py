@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,8 +15,7 @@ from service import images, local
 from service.models import Registry
 from service.schemas import DEFAULT_OUTPUTS
 from service.settings import Settings
-from service.worker import Worker
-from tests.service.support import ended, jpeg, serving
+from tests.service.support import ended, jpeg, serving, working
 from tests.tiny import TINY_LONG_SIDE, make_tiny_pair_artifact
 
 SIZES = ((160, 120), (120, 160), (160, 120))
@@ -65,14 +63,8 @@ async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The API and a ready worker that serves the tiny artifact."""
     settings.models_dir.mkdir(parents=True)
     make_tiny_pair_artifact(settings.models_dir, "dust3r-tiny")
-    worker = Worker(settings, Registry(settings.models_dir))
-    task = asyncio.create_task(worker.run())
-    while not worker._healthy():
-        await asyncio.sleep(0.01)
-    async with serving(settings) as client:
+    async with working(settings, catalogue=Registry(settings.models_dir)), serving(settings) as client:
         yield client
-    worker.stop()
-    assert await task == 0
 
 
 async def reconstructed(client: httpx.AsyncClient) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,8 +19,7 @@ from service.errors import Problem
 from service.models import Registry
 from service.schemas import DEFAULT_OUTPUTS
 from service.settings import Settings
-from service.worker import Worker
-from tests.service.support import ended, jpeg, serving
+from tests.service.support import ended, jpeg, serving, working
 from tests.splatted import SIZES, Splatted, pose_errors
 from tests.tiny import TINY_SPLAT_SQUARE, make_tiny_splat_artifact
 
@@ -48,14 +46,8 @@ async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The API and a ready worker that serves the tiny artifact."""
     settings.models_dir.mkdir(parents=True)
     make_tiny_splat_artifact(settings.models_dir, "noposplat-tiny")
-    worker = Worker(settings, Registry(settings.models_dir))
-    task = asyncio.create_task(worker.run())
-    while not worker._healthy():
-        await asyncio.sleep(0.01)
-    async with serving(settings) as client:
+    async with working(settings, catalogue=Registry(settings.models_dir)), serving(settings) as client:
         yield client
-    worker.stop()
-    assert await task == 0
 
 
 def photos(scene: Splatted, count: int) -> list[tuple[str, tuple[str, bytes, str]]]:
