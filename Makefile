@@ -37,8 +37,9 @@ run: $(VENV)/serve.stamp  ## start the whole service on http://127.0.0.1:8000
 
 torch: $(VENV)/torch.stamp  ## install what `scenelift models download` and `add` need
 
+# In a process a core, of one thread each, up to as many as the longest test leaves work for.
 test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json  ## run every test
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/develop.stamp  ## lint, types, import rules
 	@$(BIN)/ruff check .

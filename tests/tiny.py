@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
-import tempfile
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
@@ -57,6 +59,8 @@ TINY_SPLATS = NoPoSplatConfig(
 TINY_SPLAT_SQUARE = 64
 NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)}
 """Widths of a dense head that computes at once: no released network's differ."""
+SHARED = "SCENELIFT_TESTS_SHARED"
+"""Environment: the folder that all processes of one run of the tests share (`tests/conftest.py`)."""
 
 
 N = TypeVar("N", bound=Network)
@@ -93,7 +97,7 @@ def with_random_weights(network: N, seed: int) -> N:
 def make_tiny_artifact(folder: Path, name: str = "tiny") -> Path:
     """Write the tiny artifact to `folder / name`, where `export.sessions.open_model` opens it; that folder.
 
-    The export takes some 15 s, once a process; further ones are copies.
+    The export takes some 15 s, once a run of the tests; further ones are copies.
     """
     return _copy(_exported(), folder / name, name)
 
@@ -115,27 +119,44 @@ def _copy(artifact: Path, target: Path, name: str) -> Path:
     return target
 
 
-@cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="scenelift-tiny-")
+def exported_once(name: str, export: Callable[[Path], object]) -> Path:
+    """The folder that `export(folder)` writes, whole or not at all: by the first of this run's processes that asks.
+
+    Read only: a test that changes it copies it.
+    """
+    with one_at_a_time(name) as shared:
+        folder = shared / name
+        if not folder.exists():
+            export(folder)
+    return folder
 
 
-@cache
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[Path]:
+    """The folder that this run's processes share, for one of them that does what is called `name`; others wait."""
+    shared = Path(os.environ[SHARED])
+    with (shared / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
 def _exported() -> Path:
-    folder = Path(_scratch().name) / "tiny"
-    export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
-    return folder
+    return exported_once(
+        "tiny", lambda folder: export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
+    )
 
 
-@cache
 def _exported_pairs() -> Path:
-    folder = Path(_scratch().name) / "tiny-pairs"
-    export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
-    return folder
+    return exported_once(
+        "tiny-pairs",
+        lambda folder: export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE),
+    )
 
 
-@cache
 def _exported_splats() -> Path:
-    folder = Path(_scratch().name) / "tiny-splats"
-    export_onnx(tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3)
-    return folder
+    return exported_once(
+        "tiny-splats",
+        lambda folder: export_onnx(
+            tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3
+        ),
+    )

@@ -20,7 +20,7 @@ from export.parity import check_parity, compare, open_on_cpu
 from export.precision import written_in
 from export.sessions import open_model
 from model.mvdust3r import MVDUSt3R
-from tests.tiny import TINY_CONFIG, TINY_HEADS, TINY_SQUARE, tiny_network, tiny_pair_network
+from tests.tiny import TINY_CONFIG, TINY_HEADS, TINY_SQUARE, exported_once, tiny_network, tiny_pair_network
 
 ALONE = dataclasses.replace(TINY_CONFIG, decoder_depth=1, paths=1)
 NETWORKS = {"fp16": TINY_HEADS, "bf16": ALONE}
@@ -28,13 +28,14 @@ TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lowered(request: pytest.FixtureRequest) -> Path:
     """An artifact in half precision, one of each network."""
     if request.param == "fp16":
         return request.getfixturevalue("half_artifact")
-    folder = tmp_path_factory.mktemp("bf16") / "a"
-    export_onnx(tiny_network(ALONE), folder, "a", "none", square=TINY_SQUARE, precision="bf16")
-    return folder
+    network = tiny_network(ALONE)
+    return exported_once(
+        "bf16", lambda folder: export_onnx(network, folder, "a", "none", square=TINY_SQUARE, precision="bf16")
+    )
 
 
 @pytest.fixture
