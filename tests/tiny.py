@@ -41,21 +41,21 @@ TINY_HEADS = dataclasses.replace(TINY_CONFIG, encoder_width=128, decoder_width=1
 TINY_PAIRS = DUSt3RConfig(
     encoder_width=32,
     encoder_depth=1,
-    encoder_heads=2,
+    encoder_heads=4,
     decoder_width=32,
     decoder_depth=1,
-    decoder_heads=2,
+    decoder_heads=4,
     dense=False,
 )
+"""Head counts that the rule for foreign checkpoints finds."""
 TINY_MATCHES = MASt3RConfig(
     **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
     descriptor=8,
 )
 TINY_LONG_SIDE = 64
 TINY_SPLATS = NoPoSplatConfig(
-    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__} | {"encoder_heads": 4, "decoder_heads": 4},
+    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
 )
-"""Head counts that the rule for foreign checkpoints finds."""
 TINY_SPLAT_SQUARE = 64
 NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)}
 """Widths of a dense head that computes at once: no released network's differ."""
