@@ -145,9 +145,9 @@ class Cuda:
             self._raise(name, error)
         return answer[0] if answer else None
 
-    def done(self, event: Any) -> bool:
-        """Whether all is done that was asked for before `event`. Raises as `do` does."""
-        (error,) = self.runtime.cudaEventQuery(event)
+    def done(self, event: Event) -> bool:
+        """Whether the GPU has come to it. Raises as `do` does."""
+        (error,) = self.runtime.cudaEventQuery(event.handle)
         if error == self.runtime.cudaError_t.cudaErrorNotReady:
             return False
         if error != self.runtime.cudaError_t.cudaSuccess:
@@ -180,22 +180,47 @@ class Cuda:
         return words.decode() if isinstance(words, bytes) else str(words)
 
 
-class Memory:
-    """Memory of the GPU; freed with this object."""
+class Owned:
+    """Something of CUDA's that is given back with this object."""
+
+    def __init__(self, cuda: Cuda, handle: Any, give_back: str) -> None:
+        self.handle = handle
+        # Not at the end of the process: that gives back everything, and CUDA may be gone by then.
+        weakref.finalize(self, cuda.quietly, give_back, handle).atexit = False
+
+
+class Memory(Owned):
+    """Of the GPU."""
 
     def __init__(self, cuda: Cuda, size: int) -> None:
+        super().__init__(cuda, cuda.do("cudaMalloc", size), "cudaFree")
         self.size = size
-        self.address = int(cuda.do("cudaMalloc", size))
-        weakref.finalize(self, cuda.quietly, "cudaFree", self.address).atexit = False
+        self.address = int(self.handle)
 
 
-class PinnedMemory:
-    """Memory of the host that the GPU reads and writes itself; freed with this object."""
+class PinnedMemory(Owned):
+    """Of the host, which the GPU reads and writes by itself."""
 
     def __init__(self, cuda: Cuda, size: int) -> None:
-        self.address = int(cuda.do("cudaMallocHost", size))
+        super().__init__(cuda, cuda.do("cudaMallocHost", size), "cudaFreeHost")
+        self.address = int(self.handle)
         self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
-        weakref.finalize(self, cuda.quietly, "cudaFreeHost", self.address).atexit = False
+
+
+class Stream(Owned):
+    """Work of the GPU that follows each other."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        handle = cuda.do("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        super().__init__(cuda, handle, "cudaStreamDestroy")
+
+
+class Event(Owned):
+    """A point in a stream that others wait for."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        handle = cuda.do("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming)
+        super().__init__(cuda, handle, "cudaEventDestroy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +260,7 @@ class Slot:
     def __init__(self, cuda: Cuda, inputs: int, outputs: int) -> None:
         self.staged = PinnedMemory(cuda, inputs)
         self.answers = PinnedMemory(cuda, outputs)
-        self.computed, self.copied = (
-            cuda.do("cudaEventCreateWithFlags", cuda.runtime.cudaEventDisableTiming) for _ in range(2)
-        )
-        for event in (self.computed, self.copied):
-            weakref.finalize(self, cuda.quietly, "cudaEventDestroy", event).atexit = False
+        self.computed, self.copied = Event(cuda), Event(cuda)
 
 
 @dataclass(slots=True)
@@ -253,7 +274,7 @@ class Ready:
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
     ran: bool = False
-    graph: Any = None
+    graph: Owned | None = None
     """A pass captured as a CUDA graph."""
 
 
@@ -276,11 +297,7 @@ class TensorRTGraph:
         self._engine = self._deserialised(path)
         self._types = {name: trt.nptype(self._engine.get_tensor_dtype(name)) for name in (*INPUTS, *OUTPUTS)}
         inputs, outputs = self._widest()
-        self._compute, self._copy = (
-            cuda.do("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking) for _ in range(2)
-        )
-        for stream in (self._compute, self._copy):
-            weakref.finalize(self, cuda.quietly, "cudaStreamDestroy", stream).atexit = False
+        self._compute, self._copy = Stream(cuda), Stream(cuda)
         self._inputs, self._outputs, self._aside = (Memory(cuda, size) for size in (inputs, outputs, outputs))
         self._scratch: Memory | None = None
         self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
@@ -335,67 +352,77 @@ class TensorRTGraph:
                     next_beat += HEARTBEAT
                     beat()
         except BaseException:
-            self._cuda.do("cudaEventSynchronize", slot.copied)  # until then the GPU writes to the slot
+            self._cuda.do("cudaEventSynchronize", slot.copied.handle)  # until then the GPU writes to the slot
             raise
 
     def _start(self, slot: Slot, inputs: Sequence[NDArray[Any]]) -> tuple[Place, ...]:
-        """Ask the GPU for a pass: all of it follows each other there. Where its outputs will be in the slot."""
-        cuda, kinds = self._cuda, self._cuda.runtime.cudaMemcpyKind
-        ready = self._ready_for(tuple(array.shape for array in inputs))
-        for place, array in zip(ready.inputs, inputs, strict=True):
-            place.within(slot.staged)[...] = array
-        copied_in, copied_out = ready.inputs[-1].end, ready.outputs[-1].end
-        arguments = (self._inputs.address, slot.staged.address, copied_in)
-        cuda.do("cudaMemcpyAsync", *arguments, kinds.cudaMemcpyHostToDevice, self._compute)
-        self._launch(ready)
+        """Ask the GPU for a pass, whose steps follow each other there; where its outputs will lie in the slot."""
+        shapes = tuple(array.shape for array in inputs)
+        try:
+            ready = self._ready_for(shapes)
+            for place, array in zip(ready.inputs, inputs, strict=True):
+                place.within(slot.staged)[...] = array
+            kinds = self._cuda.runtime.cudaMemcpyKind
+            size = ready.inputs[-1].end
+            self._copy_on(self._compute, self._inputs, slot.staged, size, kinds.cudaMemcpyHostToDevice)
+            self._launch(ready)
+        except MemoryError:
+            self._forget_all()  # fewer jobs at once shall find all of it free
+            raise
         if self._last is not None:
-            cuda.do("cudaStreamWaitEvent", self._compute, self._last.copied, 0)
-        arguments = (self._aside.address, self._outputs.address, copied_out)
-        cuda.do("cudaMemcpyAsync", *arguments, kinds.cudaMemcpyDeviceToDevice, self._compute)
-        cuda.do("cudaEventRecord", slot.computed, self._compute)
-        cuda.do("cudaStreamWaitEvent", self._copy, slot.computed, 0)
-        arguments = (slot.answers.address, self._aside.address, copied_out)
-        cuda.do("cudaMemcpyAsync", *arguments, kinds.cudaMemcpyDeviceToHost, self._copy)
-        cuda.do("cudaEventRecord", slot.copied, self._copy)
+            self._wait_on(self._compute, self._last.copied)
+        size = ready.outputs[-1].end
+        self._copy_on(self._compute, self._aside, self._outputs, size, kinds.cudaMemcpyDeviceToDevice)
+        self._record_on(self._compute, slot.computed)
+        self._wait_on(self._copy, slot.computed)
+        self._copy_on(self._copy, slot.answers, self._aside, size, kinds.cudaMemcpyDeviceToHost)
+        self._record_on(self._copy, slot.copied)
         self._last = slot
         return ready.outputs
+
+    def _copy_on(
+        self, stream: Stream, target: Memory | PinnedMemory, source: Memory | PinnedMemory, size: int, kind: Any
+    ) -> None:
+        self._cuda.do("cudaMemcpyAsync", target.address, source.address, size, kind, stream.handle)
+
+    def _wait_on(self, stream: Stream, event: Event) -> None:
+        self._cuda.do("cudaStreamWaitEvent", stream.handle, event.handle, 0)
+
+    def _record_on(self, stream: Stream, event: Event) -> None:
+        self._cuda.do("cudaEventRecord", event.handle, stream.handle)
 
     def _launch(self, ready: Ready) -> None:
         """Enqueue the pass. The first of a shape is a plain one, for which TensorRT asks; the second is captured."""
         if ready.ran and ready.graph is None and self._captures:
             ready.graph = self._captured(ready.context)
         if ready.graph is not None:
-            self._cuda.do("cudaGraphLaunch", ready.graph, self._compute)
-        elif not ready.context.execute_async_v3(int(self._compute)):
+            self._cuda.do("cudaGraphLaunch", ready.graph.handle, self._compute.handle)
+        elif not ready.context.execute_async_v3(int(self._compute.handle)):
             self._refuse("is not run")
         ready.ran = True
 
-    def _captured(self, context: Any) -> Any:
+    def _captured(self, context: Any) -> Owned | None:
         """A pass as a CUDA graph; None where that cannot be, which is told once."""
-        cuda, runtime = self._cuda, self._cuda.runtime
+        cuda, runtime, stream = self._cuda, self._cuda.runtime, self._compute.handle
         # Other threads look meanwhile at how far their passes are.
-        cuda.do("cudaStreamBeginCapture", self._compute, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        enqueued = context.execute_async_v3(int(self._compute))
-        error, graph = runtime.cudaStreamEndCapture(self._compute)
+        cuda.do("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        enqueued = context.execute_async_v3(int(stream))
         try:
+            captured = Owned(cuda, cuda.do("cudaStreamEndCapture", stream), "cudaGraphDestroy")
             if not enqueued:
                 self._refuse("is not captured")
-            if error != runtime.cudaError_t.cudaSuccess:
-                raise RuntimeError(f"cudaStreamEndCapture answers {error}")
-            executable = cuda.do("cudaGraphInstantiate", graph, 0)
-            cuda.quietly("cudaGraphDestroy", graph)
-        except (RuntimeError, MemoryError) as refusal:
-            runtime.cudaGetLastError()
+            return Owned(cuda, cuda.do("cudaGraphInstantiate", captured.handle, 0), "cudaGraphExecDestroy")
+        except (EngineError, RuntimeError, MemoryError) as error:
             self._captures = False
-            log.warning("%s: each pass is enqueued anew, as none can be captured: %s", self._name, refusal)
+            log.warning("%s: every pass is enqueued anew, as none is captured: %s", self._name, error)
             return None
-        return executable
 
     def _ready_for(self, shapes: tuple[tuple[int, ...], ...]) -> Ready:
         ready = self._ready.pop(shapes, None)
         if ready is None:
-            while len(self._ready) >= KEPT:
-                self._forget(*self._ready.popitem(last=False)[1:])
+            if len(self._ready) >= KEPT:
+                self._pause()
+                self._ready.popitem(last=False)
             ready = self._prepared(shapes)
         self._ready[shapes] = ready
         return ready
@@ -405,7 +432,7 @@ class TensorRTGraph:
         profile = choose_profile(self._profiles, *images[:2])
         context = self._new_context()
         # The stream is the one that passes are enqueued on: so they follow.
-        taken = context.set_optimization_profile_async(profile, int(self._compute))
+        taken = context.set_optimization_profile_async(profile, int(self._compute.handle))
         for name, shape in zip(INPUTS, shapes, strict=True):
             if not (taken and context.set_input_shape(name, shape)):
                 self._refuse(f"does not take {name} of the shape {shape}")
@@ -434,18 +461,19 @@ class TensorRTGraph:
     def _scratch_of(self, size: int) -> Memory:
         """What all contexts compute in, one after the other: as large as the widest shape so far needs it."""
         if self._scratch is None or size > self._scratch.size:
-            self._forget(*self._ready.values())  # their graphs hold its address
-            self._ready.clear()
-            self._scratch = None
+            self._forget_all()  # its address is in the graphs
             self._scratch = Memory(self._cuda, max(size, 1))
         return self._scratch
 
-    def _forget(self, *ready: Ready) -> None:
-        """Free what is no more to be run, once it does not run any more."""
-        self._cuda.do("cudaStreamSynchronize", self._compute)
-        for one in ready:
-            if one.graph is not None:
-                self._cuda.quietly("cudaGraphExecDestroy", one.graph)
+    def _forget_all(self) -> None:
+        """Free all that is made anew when it is needed."""
+        self._pause()
+        self._ready.clear()
+        self._scratch = None
+
+    def _pause(self) -> None:
+        """Until the GPU computes no pass: then nothing is in use that one would free."""
+        self._cuda.do("cudaStreamSynchronize", self._compute.handle)
 
     def _deserialised(self, path: Path) -> Any:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
