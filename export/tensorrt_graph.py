@@ -404,10 +404,10 @@ class TensorRTGraph:
     def _captured(self, context: Any) -> Owned | None:
         """A pass as a CUDA graph; None where that cannot be, which is told once."""
         cuda, runtime, stream = self._cuda, self._cuda.runtime, self._compute.handle
-        # Other threads look meanwhile at how far their passes are.
-        cuda.do("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        enqueued = context.execute_async_v3(int(stream))
+        alone = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # others look how far their passes are
         try:
+            cuda.do("cudaStreamBeginCapture", stream, alone)
+            enqueued = context.execute_async_v3(int(stream))
             captured = Owned(cuda, cuda.do("cudaStreamEndCapture", stream), "cudaGraphDestroy")
             if not enqueued:
                 self._refuse("is not captured")
