@@ -1,7 +1,7 @@
 """A FAKE of TensorRT and of CUDA's runtime: it proves control flow, and nothing of NVIDIA's.
 
 Its GPU is the host's memory, and bytes really move there, but late: work asked of a stream is done only while somebody
-waits, a step at a time, of all streams that could go on the one that computes first. So what is not waited for is not
+waits, a step at a time, and always of the same stream first. So what is not waited for is not
 there, and what is overwritten too early is lost. An "engine" is a few lines of JSON, its computation a function of
 numpy arrays; as the real one's, a context keeps what it computes in memory that it shares with others.
 """
@@ -95,6 +95,8 @@ class FakeCudaRuntime(ModuleType):
         self.failing: dict[str, Error] = {}
         """Calls that fail, each once."""
         self.last_error = Error.cudaSuccess
+        self.eager = 1
+        """Which stream goes on first where several could: 1, the first one made; -1, the last."""
         self.busy = threading.Lock()
 
     def __getattribute__(self, name: str) -> Any:
@@ -145,7 +147,7 @@ class FakeCudaRuntime(ModuleType):
             time.sleep(0.001)
             return True
         try:
-            for stream in self.streams:
+            for stream in self.streams[:: self.eager]:
                 if stream.work and stream.work[0][0]():
                     stream.work[0][1]()
                     stream.work.pop(0)
