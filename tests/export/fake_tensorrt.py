@@ -1,9 +1,9 @@
 """A FAKE of TensorRT and of CUDA's runtime: it proves control flow, and nothing of NVIDIA's.
 
 Its GPU is the host's memory, and bytes really move there, but late: work asked of a stream is done only while somebody
-waits, a step at a time, and always of the same stream first. So what is not waited for is not
-there, and what is overwritten too early is lost. An "engine" is a few lines of JSON, its computation a function of
-numpy arrays; as the real one's, a context keeps what it computes in memory that it shares with others.
+waits, a step at a time, and always of the same stream first. So what is not waited for is not there, and what is
+overwritten too early is lost. An "engine" is a few lines of JSON, its computation a function of numpy arrays; as the
+real one's, a context keeps what it computes in memory that it shares with others.
 """
 
 from __future__ import annotations
