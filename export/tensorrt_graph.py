@@ -104,10 +104,9 @@ def _find(key: Key, name: str, folders: Sequence[Path]) -> tuple[Path, Record]:
         if other.weights_sha256 == key.weights_sha256:
             others.append(f"for {other.target} in {other.precision} by {other.builder} {other.version}")
     instead = f", but {' and '.join(dict.fromkeys(others))}" if others else ""
-    command = "python -m export.engine ARTIFACT" + (f" --target {key.target}" if key.builder != "tensorrt" else "")
     raise EngineMissing(
         f"there is no engine of {name} for {key.target} in {key.precision} by {key.builder} {key.version}{instead}: "
-        f"build it, {command}"
+        f"build it, {key.command}"
     )
 
 
