@@ -357,6 +357,7 @@ class TensorRTGraph:
     def _start(self, slot: Slot, inputs: Sequence[NDArray[Any]]) -> tuple[Place, ...]:
         """Ask the GPU for a pass, whose steps follow each other there; where its outputs will lie in the slot."""
         shapes = tuple(array.shape for array in inputs)
+        self._heard.errors.clear()
         try:
             ready = self._ready_for(shapes)
             for place, array in zip(ready.inputs, inputs, strict=True):
@@ -499,7 +500,6 @@ class TensorRTGraph:
     def _refuse(self, what: str) -> NoReturn:
         """Raises for something that TensorRT did not do, by what is known of it."""
         words = self._heard.errors[0] if self._heard.errors else "it does not say why"
-        self._heard.errors.clear()
         self._cuda.check()
         if any(sign in words for sign in NO_MEMORY):
             raise MemoryError(f"the GPU is out of memory: {words}")
