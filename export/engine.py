@@ -104,6 +104,12 @@ class Key:
         parts = (self.weights_sha256[:12], self.graph_sha256[:12], f"{self.builder}-{self.version}")
         return "-".join((self.network, *parts, self.target, self.precision, f"v{self.profiles[-1].views[1]}", shapes))
 
+    @property
+    def command(self) -> str:
+        """What builds it."""
+        target = f" --target {self.target}" if self.builder == "tensorrt_rtx" else ""
+        return f"python -m export.engine ARTIFACT{target}"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -162,12 +168,17 @@ def plan_profiles(description: Description) -> tuple[Profile, ...]:
     starts = [least, *(bucket + 1 for bucket in buckets[:-1])]
     return tuple(
         Profile(
-            batch=(1, max(1, min(MAX_BATCH, VIEWS_AT_ONCE // end))),
+            batch=(1, most_jobs(end)),
             views=(start, end),
             references=(min(description.paths, start), min(description.paths, end)),
         )
         for start, end in zip(starts, buckets, strict=True)
     )
+
+
+def most_jobs(views: int) -> int:
+    """Jobs of so many views that a pass on a GPU takes at most."""
+    return max(1, min(MAX_BATCH, VIEWS_AT_ONCE // views))
 
 
 def choose_profile(profiles: tuple[Profile, ...], batch: int, views: int) -> int:
@@ -416,8 +427,7 @@ def check_engine(path: Path, key: Key) -> Record:
         if found != expected:
             what = part.name.removesuffix("_sha256")
             difference = "other profiles" if what == "profiles" else f"{what} {found:.16}, not {expected:.16}"
-            again = f"python -m export.engine ARTIFACT --target {key.target}"
-            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {again}")
+            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {key.command}")
     if not path.is_file() or path.stat().st_size != record.size or sha256(path) != record.sha256:
         raise EngineError(f"the engine {path.name} is not what was built, but cut off or altered: build it again")
     return record
