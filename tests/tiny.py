@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 
 from export.contract import DESCRIPTION_FILE
-from export.onnx_graph import export_onnx
 from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig, NoPoSplatConfig
 from model.dust3r import DUSt3R
 from model.families import Network
@@ -115,6 +114,13 @@ def _copy(artifact: Path, target: Path, name: str) -> Path:
     return target
 
 
+def _export(network: Network, folder: Path, **known: Any) -> Path:
+    from export.onnx_graph import export_onnx  # beside a GPU, what it needs may not be installed
+
+    export_onnx(network, folder, folder.name, "Apache-2.0", **known)
+    return folder
+
+
 @cache
 def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="scenelift-tiny-")
@@ -122,20 +128,15 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 @cache
 def _exported() -> Path:
-    folder = Path(_scratch().name) / "tiny"
-    export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
-    return folder
+    return _export(tiny_network(), Path(_scratch().name) / "tiny", square=TINY_SQUARE)
 
 
 @cache
 def _exported_pairs() -> Path:
-    folder = Path(_scratch().name) / "tiny-pairs"
-    export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
-    return folder
+    return _export(tiny_pair_network(), Path(_scratch().name) / "tiny-pairs", long_side=TINY_LONG_SIDE)
 
 
 @cache
 def _exported_splats() -> Path:
     folder = Path(_scratch().name) / "tiny-splats"
-    export_onnx(tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3)
-    return folder
+    return _export(tiny_splat_network(), folder, square=TINY_SPLAT_SQUARE, max_views=3)
