@@ -20,17 +20,12 @@ from model.layers import Attention, CrossAttention, DecoderBlock, EncoderBlock, 
 log = logging.getLogger(__name__)
 
 
-VARIANTS = 32
-"""Kernels of one step at most: tokens that lie otherwise, or an axis of one, have one of their own."""
-
-
 def fuse(network: nn.Module, dtype: torch.dtype, device: str, backend: str = "inductor") -> bool:
     """Fuse the norms and rotations of the blocks of a network whose products are in `dtype`, as `export.precision`
     writes it; whether that could be done here. Where not, it stays as it is, and the log says why.
 
     backend: of torch.compile.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     norm, turn = (torch.compile(step, dynamic=True, backend=backend) for step in (_norm, _turn))
 
     def fused_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:

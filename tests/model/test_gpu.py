@@ -108,7 +108,7 @@ def test_fused_steps_change_nothing_but_rounding(session: TorchGraph) -> None:
     assert not plain.fused
     inputs = inputs_of(5)
     errors = point_errors(ask(session, inputs)[0], ask(plain, inputs)[0])
-    assert np.median(errors) < 1e-2
+    assert np.median(errors) < 2e-2
 
 
 def test_answers_outlive_the_next_pass(session: TorchGraph) -> None:
@@ -139,11 +139,11 @@ def test_memory_that_does_not_do_is_told_and_the_process_lives_on() -> None:
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
     try:
         with pytest.raises(MemoryError, match="the GPU is out of memory"):
-            ask(graph, inputs_of(16, batch=32))
+            ask(graph, inputs_of(24, batch=64))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(ask(graph, inputs_of(2))[0], expected[0], rtol=1e-3, atol=1e-3)
-    assert len(ask(graph, inputs_of(16, batch=32))[0]) == 32
+    assert len(ask(graph, inputs_of(24, batch=64))[0]) == 64
 
 
 class Greedy(nn.Module):
