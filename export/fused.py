@@ -40,7 +40,7 @@ def fuse(network: nn.Module, dtype: torch.dtype, device: str, backend: str = "in
         with torch.inference_mode():
             tokens = torch.zeros(2, 6, 64, device=device)
             fused_norm(nn.LayerNorm(64, device=device), tokens)
-            fused_rotation(tokens.to(dtype).unflatten(-1, (4, 16)), rope_table(2, 3, 16, tokens.device))
+            fused_rotation(tokens.to(dtype).view(2, 6, 4, 16), rope_table(2, 3, 16, tokens.device))
     except Exception as error:  # whatever it lacks: Triton, a C compiler, a folder to write to
         log.warning("Norms and rotations are not fused: %s", " ".join(repr(error).split())[:300])
         return False
@@ -50,7 +50,7 @@ def fuse(network: nn.Module, dtype: torch.dtype, device: str, backend: str = "in
                 if isinstance(part, nn.LayerNorm):  # what reads it are products alone: they take it in `dtype`
                     part.forward = partial(fused_norm, part)  # type: ignore[method-assign]
         elif isinstance(module, Attention | CrossAttention):
-            module.rotate = fused_rotation  # type: ignore[assignment,method-assign]
+            module.rotate = fused_rotation
     return True
 
 
@@ -61,5 +61,5 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtyp
 def _turn(x: Tensor, rope: Rope) -> Tensor:
     """`model.layers.rotate`; partners are found by a flip, which is fused, where a concatenation would not be."""
     cos, sin = rope
-    partner = x.unflatten(-1, (2, 2, x.shape[-1] // 4)).flip(-2).flatten(-3)
+    partner = x.reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4).flip(-2).flatten(-3)
     return (x * cos + partner * sin).to(x.dtype)
