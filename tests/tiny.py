@@ -61,6 +61,13 @@ NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)
 N = TypeVar("N", bound=Network)
 
 
+def export_onnx(network: Network, folder: Path, name: str, licence: str, **limits: Any) -> None:
+    """`export.onnx_graph.export_onnx`, imported where it is needed: beside a GPU, what it needs may not be installed."""
+    from export import onnx_graph
+
+    onnx_graph.export_onnx(network, folder, name, licence, **limits)
+
+
 def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
     """A network with random weights, none of them zero, in eval mode."""
     return with_random_weights(MVDUSt3R(config), seed)
@@ -114,13 +121,6 @@ def _copy(artifact: Path, target: Path, name: str) -> Path:
     return target
 
 
-def _export(network: Network, folder: Path, **known: Any) -> Path:
-    from export.onnx_graph import export_onnx  # beside a GPU, what it needs may not be installed
-
-    export_onnx(network, folder, folder.name, "Apache-2.0", **known)
-    return folder
-
-
 @cache
 def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="scenelift-tiny-")
@@ -128,15 +128,20 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 @cache
 def _exported() -> Path:
-    return _export(tiny_network(), Path(_scratch().name) / "tiny", square=TINY_SQUARE)
+    folder = Path(_scratch().name) / "tiny"
+    export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
+    return folder
 
 
 @cache
 def _exported_pairs() -> Path:
-    return _export(tiny_pair_network(), Path(_scratch().name) / "tiny-pairs", long_side=TINY_LONG_SIDE)
+    folder = Path(_scratch().name) / "tiny-pairs"
+    export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
+    return folder
 
 
 @cache
 def _exported_splats() -> Path:
     folder = Path(_scratch().name) / "tiny-splats"
-    return _export(tiny_splat_network(), folder, square=TINY_SPLAT_SQUARE, max_views=3)
+    export_onnx(tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3)
+    return folder
