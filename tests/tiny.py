@@ -62,7 +62,7 @@ N = TypeVar("N", bound=Network)
 
 
 def export_onnx(network: Network, folder: Path, name: str, licence: str, **limits: Any) -> None:
-    """`export.onnx_graph.export_onnx`, imported where it is needed: beside a GPU, what it needs may not be installed."""
+    """`export.onnx_graph.export_onnx`, imported when asked for: where there is a GPU, what it needs may be missing."""
     from export import onnx_graph
 
     onnx_graph.export_onnx(network, folder, name, licence, **limits)

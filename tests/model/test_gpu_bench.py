@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,18 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         gpu.main([])
     assert ended.value.code == 1
     assert "no CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tests_that_require_a_gpu_fail_without_one() -> None:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/model/test_gpu.py"]
+    root = Path(gpu.__file__).parents[1]
+    required = subprocess.run([*command, "--require-gpu"], cwd=root, capture_output=True, text=True)
+    assert required.returncode == 1
+    assert "--require-gpu: there is no CUDA GPU on this machine" in required.stdout + required.stderr
+    skipped = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert skipped.returncode == 0
+    assert "Nothing ran on a GPU" in skipped.stdout
 
 
 @pytest.mark.parametrize("views", [2, 3, 7])
