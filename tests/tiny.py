@@ -10,13 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 
 from export.contract import DESCRIPTION_FILE
-from export.onnx_graph import export_onnx
 from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig, NoPoSplatConfig
 from model.dust3r import DUSt3R
 from model.families import Network
@@ -64,6 +63,13 @@ SHARED = "SCENELIFT_TESTS_SHARED"
 
 
 N = TypeVar("N", bound=Network)
+
+
+def export_onnx(network: Network, folder: Path, name: str, licence: str, **limits: Any) -> None:
+    """`export.onnx_graph.export_onnx`, imported when asked for: where there is a GPU, what it needs may be missing."""
+    from export import onnx_graph
+
+    onnx_graph.export_onnx(network, folder, name, licence, **limits)
 
 
 def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
