@@ -162,12 +162,17 @@ def plan_profiles(description: Description) -> tuple[Profile, ...]:
     starts = [least, *(bucket + 1 for bucket in buckets[:-1])]
     return tuple(
         Profile(
-            batch=(1, max(1, min(MAX_BATCH, VIEWS_AT_ONCE // end))),
+            batch=(1, most_jobs(end)),
             views=(start, end),
             references=(min(description.paths, start), min(description.paths, end)),
         )
         for start, end in zip(starts, buckets, strict=True)
     )
+
+
+def most_jobs(views: int) -> int:
+    """Jobs of so many views that a pass on a GPU takes at most."""
+    return max(1, min(MAX_BATCH, VIEWS_AT_ONCE // views))
 
 
 def choose_profile(profiles: tuple[Profile, ...], batch: int, views: int) -> int:

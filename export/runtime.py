@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
+from export.contract import MEAN, MULTI_VIEW, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
 from model.types import DeviceLost, Float32, ModelInfo, Progress, ReconstructionError
 
 MEMORY_SHARE = 0.9
@@ -44,6 +44,11 @@ class Graph(Protocol):
         Meanwhile `heartbeat` is called with the seconds passed, and what it raises ends the pass. Raises MemoryError
         where the device has too little for these shapes, and DeviceLost.
         """
+        ...
+
+    def jobs_at_once(self, views: int) -> int | None:
+        """How many jobs of so many views a pass takes, of a network that sees all views at once; None: as many as the
+        artifact says, which knows a CPU's memory."""
         ...
 
 
@@ -114,6 +119,10 @@ class OnnxGraph:
             raise
         return outputs
 
+    def jobs_at_once(self, views: int) -> None:  # noqa: ARG002
+        """See `Graph.jobs_at_once`."""
+        return None
+
 
 def open_onnx(folder: Path, description: Description, threads: int | None) -> dict[str, OnnxGraph]:
     """The graphs of an artifact in ONNX Runtime, by their files. Raises ArtifactError where one is not loadable."""
@@ -140,6 +149,7 @@ def describe(
     description: Description, size: int, graph: Graph | None = None, passed_over: Sequence[str] = ()
 ) -> ModelInfo:
     """What users are told of a model whose files have `size` bytes; without a graph it is not open."""
+    together = graph.jobs_at_once(description.min_views) if graph and description.network in MULTI_VIEW else None
     return ModelInfo(
         name=description.name,
         network=description.network,
@@ -147,7 +157,7 @@ def describe(
         engine=graph.engine if graph else OnnxGraph.engine,
         square=description.square,
         long_side=description.long_side,
-        max_batch=description.max_batch,
+        max_batch=together or description.max_batch,
         min_views=description.min_views,
         max_views=description.max_views,
         parameters=description.parameters,

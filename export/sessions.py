@@ -83,13 +83,13 @@ def list_models(folder: Path) -> list[ModelInfo]:
 
 
 def open_model(
-    folder: Path, threads: int | None = None, engine: str = "auto"
+    folder: Path, threads: int | None = None, engine: str = "auto", engines: Path | None = None
 ) -> NetworkSession | PairSession | SplatSession:
     """A ready model from an artifact's folder.
 
     engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up, for which it has to answer as
     the checkpoint does. Those passed over, and why, are in its `info`. threads: of the CPU, where that is what
-    computes; None: all.
+    computes; None: all. engines: where those lie that TensorRT built on this machine; others lie in the artifact.
     Raises ArtifactError for a folder that is incomplete, altered or not loadable.
     """
     description = read_description(folder)
@@ -100,20 +100,26 @@ def open_model(
     passed_over: list[str] = []
     for name in candidates[:-1]:
         try:
-            session = _session(folder, description, _graphs(name, folder, description, threads), size, passed_over)
+            graphs = _graphs(name, folder, description, threads, engines)
+            session = _session(folder, description, graphs, size, passed_over)
             session.warm_up()
             return session
         except Exception as error:  # whatever it is, the next engine may do
             log.warning("%s: not with %s: %s", description.name, name, error, exc_info=error)
             reason = str(error) if isinstance(error, ArtifactError) else type(error).__name__  # the world reads it
             passed_over.append(f"{name}: {reason}")
-    return _session(folder, description, _graphs(candidates[-1], folder, description, threads), size, passed_over)
+    graphs = _graphs(candidates[-1], folder, description, threads, engines)
+    return _session(folder, description, graphs, size, passed_over)
 
 
-def _graphs(engine: str, folder: Path, description: Description, threads: int | None) -> Mapping[str, Graph]:
+def _graphs(
+    engine: str, folder: Path, description: Description, threads: int | None, engines: Path | None
+) -> Mapping[str, Graph]:
     """The graphs of an artifact, by their files, as an engine opens them. Raises ArtifactError."""
     if engine == "tensorrt":
-        raise ArtifactError("no engine of TensorRT is run yet")
+        from export.tensorrt_graph import open_tensorrt
+
+        return open_tensorrt(folder, description, engines)
     if engine == "torch":
         try:
             from export.torch_graph import open_torch
@@ -177,8 +183,8 @@ class NetworkSession:
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One forward pass for jobs of equal view count and reference; see `model.types.Model.run`.
 
-        Several passes where the memory that is free does not do for all jobs at once, and a refusal that says how many
-        views it does for where not even one job fits.
+        Several passes where the engine or the memory that is free does not do for all jobs at once, and a refusal that
+        says how many views it does for where not even one job fits.
         `progress` is called while the passes run, and what it raises ends them.
         """
         views, reference = len(batch[0]), batch[0].reference
@@ -217,7 +223,8 @@ class NetworkSession:
         ]
 
     def _jobs_that_fit(self, jobs: int, views: int) -> int:
-        """How many of `jobs` one pass may take in the memory that is free; all, where that is not known."""
+        """How many of `jobs` one pass takes: of its engine, and in the memory that is free, where that is known."""
+        jobs = min(jobs, self._graph.jobs_at_once(views) or jobs)
         free, each = usable_memory(self.info.device), self._description.pass_bytes(1, views)
         return jobs if free is None or each == 0 else min(jobs, free // each)
 
@@ -239,14 +246,13 @@ class NetworkSession:
         """The engine's answers with the checkpoint's, and what was measured to the log. Raises ParityError."""
         from export.gate import check
 
-        free = usable_memory(self.info.device)
         name, engine, precision = self.info.name, self._graph.engine, self._graph.precision
         for case in check(
             lambda inputs: self._graph.run(inputs, lambda _seconds: None),
             answers,
             f"{name} with {engine}",
             precision,
-            fits=lambda batch, views: free is None or self._description.pass_bytes(batch, views) <= free,
+            fits=lambda batch, views: self._jobs_that_fit(batch, views) == batch,
             seconds=GATE_SECONDS,
         ):
             log.info(

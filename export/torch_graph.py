@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.contract import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, WEIGHTS_FILE, ArtifactError, Description
+from export.engine import most_jobs
 from export.precision import written_in
 from export.runtime import HEARTBEAT
 from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
@@ -80,6 +81,10 @@ class TorchGraph:
                 self._ended.set()
                 raise
             return future.result()
+
+    def jobs_at_once(self, views: int) -> int | None:
+        """See `Graph.jobs_at_once`: on a GPU as many as an engine would take; where they are too many, it says so."""
+        return most_jobs(views) if self.device == "cuda" else None
 
     def _look_whether_ended(self, _module: nn.Module, _inputs: object) -> None:
         if self._ended.is_set():
