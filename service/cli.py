@@ -174,13 +174,14 @@ def models(context: typer.Context) -> None:
     settings = Settings()
     registry = Registry(settings.models_dir, engines=settings.engines_dir)
     default = registry.default()
-    headings = ("name", "network", "photos", "size", "licence", "engine", "TensorRT engines")
-    table = Table(*headings, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "network", "photos", "size", "licence", "engine", "engines present"):
+        table.add_column(heading, no_wrap=heading == "name")
     for info in registry.infos():
         name = f"{info.name} (default)" if info.name == default else info.name
         size = f"{info.bytes / 1e6:.0f} MB" if info.bytes else "-"
         engine = f"{info.engine} on {info.device}" if info.engine != info.device else info.engine
-        engines = ", ".join(f"{record.key.target} {record.key.precision}" for record in registry.records(info.name))
+        engines = "\n".join(f"{record.key.target} {record.key.precision}" for record in registry.records(info.name))
         photos = f"{info.min_views}-{info.max_views}"
         table.add_row(name, info.network, photos, size, info.licence, engine, engines or "-")
     out.print(table)

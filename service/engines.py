@@ -22,7 +22,7 @@ from typing import NoReturn
 import structlog
 from redis.exceptions import RedisError
 
-from export.contract import ArtifactError, Description
+from export.contract import ArtifactError, Description, words
 from export.engine import EngineError, Record, ensure_engine, read_record
 from model.types import ModelInfo
 from service.jobs import Queue
@@ -134,7 +134,7 @@ class Workshop:
         try:
             lock = await asyncio.to_thread(lambda: engine.lock)
         except OSError as error:
-            return f"the folder of engines cannot be written: {error.strerror}"
+            return f"the folder of engines cannot be written: {words(error)}"
         holder = await self._queue.hold(lock, self._worker)
         if holder != self._worker:
             return _built_by(holder)
@@ -238,10 +238,8 @@ def main(artifact: str, folder: str, target: str | None = None) -> NoReturn:
 
     try:
         ensure_engine(Path(artifact), target, Path(folder), progress)
-    except ArtifactError as error:
-        why = str(error)
-    except OSError as error:
-        why = error.strerror or type(error).__name__  # without the path
+    except (ArtifactError, OSError) as error:
+        why = words(error)
     except MemoryError:
         why = "it takes more memory than there is"
     else:

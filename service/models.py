@@ -87,7 +87,7 @@ class Registry:
             from model.classical.model import GeometricModel
 
             return GeometricModel()
-        return open_model(self._find(name), engine=self._engine)
+        return open_model(self._find(name), engine=self._engine, engines=self._engines)
 
     def engines(self) -> list[Engine]:
         """Of each network that takes one; none where TensorRT is not to be used or cannot be."""

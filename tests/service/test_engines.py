@@ -1,7 +1,7 @@
-"""Engines built by workers: one at a time and by one worker, in a process of its own, told about, and never in the way.
+"""Engines built by workers: by one of them, in a process of its own, told about, and never in the way.
 
-Control flow is shown with a builder that is none (`fake_builder.py`); at the end TensorRT for RTX builds, which needs no
-GPU. That a built engine is right and fast, only a GPU can show.
+Control flow is shown with a builder that is none (`fake_builder.py`); at the end TensorRT for RTX builds, which needs
+no GPU. That a built engine is right and fast, only a GPU can show.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from export.contract import ArtifactError, read_description
+from export.contract import GRAPH_FILE, ArtifactError, read_description
 from export.engine import read_record
 from service import engines
-from service.engines import Engine, Workshop, identity
+from service.engines import Engine, Workshop, build_command, identity
 from service.jobs import Queue
 from service.models import Registry
 from service.worker import Worker
@@ -349,13 +351,64 @@ async def test_a_real_build_ends_with_whoever_wants_it(settings, folder, registr
     assert list(folder.iterdir()) == []
 
 
-async def test_a_real_refusal_is_told_without_paths(queue, settings, folder, models, registry, tmp_path):
-    """A graph that has changed since its export; then a disk that is full, told by a limit on the size of files."""
+@pytest.mark.parametrize("end", ["crash", "cancel"])
+async def test_a_real_build_that_ends_early_leaves_nothing(queue, settings, folder, registry, end):
     (engine,) = registry.engines()
     workshop = Workshop(queue, "me", settings.lease_seconds)
-    assert not await workshop.provide(replace(engine, command=(*engine.command[:3], str(tmp_path), "x")), nobody)
-    assert "model.json cannot be read" in workshop.lacking("tiny")
-    assert str(tmp_path) not in workshop.lacking("tiny")
+    building = asyncio.create_task(workshop.provide(engine, nobody))
+    await until(lambda: workshop.building and workshop.building.phase != "waiting for jobs to end", 60)
+    (process,) = (child for child in psutil.Process().children() if "service.engines" in child.cmdline())
+    if end == "cancel":
+        building.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await building
+    else:
+        process.send_signal(signal.SIGSEGV)
+        assert not await building
+        assert workshop.lacking("tiny") == "its engine could not be built: the build was ended by SIGSEGV"
+    assert not process.is_running()
+    assert workshop.building is None
+    assert await queue.holder(engine.lock) is None
+    assert [path.name for path in folder.iterdir()] == [engines.IDENTITY_FILE]
+
+
+FULL_DISK = """
+import resource, sys
+from types import SimpleNamespace
+from export import engine
+from service.engines import main
+
+def build(artifact, key, folder, progress):
+    engine.write_engine(folder, bytes(8192), SimpleNamespace(key=key))
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+engine.build_engine = build
+main(*sys.argv[1:])
+"""
+
+
+async def test_a_full_disk_is_told_and_nothing_is_left(queue, settings, folder, registry):
+    """As full as a limit on the size of a file makes it. What is written no builder made: that takes long."""
+    (engine,) = registry.engines()
+    workshop = Workshop(queue, "me", settings.lease_seconds)
+    command = (sys.executable, "-c", FULL_DISK, *engine.command[3:])
+    assert not await workshop.provide(replace(engine, command=command), nobody)
+    assert workshop.lacking("tiny") == "its engine could not be built: File too large"
+    assert [path.name for path in folder.iterdir()] == [engines.IDENTITY_FILE]
+
+
+async def test_a_real_refusal_is_told_without_paths(queue, settings, folder, models, registry, tmp_path):
+    (engine,) = registry.engines()
+    artifact = Path(shutil.copytree(models / "tiny", tmp_path / "altered"))
+    with (artifact / GRAPH_FILE).open("ab") as file:
+        file.write(b"\0")
+    for broken, why in (
+        (artifact, "tiny: the file model.onnx has changed since its export"),
+        (tmp_path, f"{tmp_path.name}: its model.json cannot be read: No such file or directory"),
+    ):
+        workshop = Workshop(queue, "me", settings.lease_seconds)
+        assert not await workshop.provide(replace(engine, command=build_command(broken, folder, "sm89")), nobody)
+        assert workshop.lacking("tiny") == f"its engine could not be built: {why}"
 
 
 def test_other_engines_and_no_tensorrt_ask_for_nothing(models, folder, monkeypatch):
