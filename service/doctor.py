@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -81,8 +82,9 @@ async def _engines(settings: Settings, registry: Registry) -> list[Finding]:
         reached = await answers(settings.queue_url)
         workers = {worker.id: worker for worker in await queue.workers()} if reached else {}
         for engine in missing:
-            holder = await queue.holder(engine.lock) if reached and engine.folder.is_dir() else None
-            state = "missing; a worker builds it when it starts"
+            state, holder = "missing; a worker builds it when it starts", None
+            with contextlib.suppress(OSError):  # a folder that no worker has written to, and nobody here may
+                holder = await queue.holder(engine.lock()) if reached and engine.folder.is_dir() else None
             if holder is not None:
                 building = workers[holder].building if holder in workers else None
                 share = f", {100 * building.progress:.0f} %" if building else ""

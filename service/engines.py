@@ -52,7 +52,6 @@ class Engine:
     command: tuple[str, ...]
     """Builds it, as `main` does."""
 
-    @property
     def lock(self) -> str:
         """Of its build, for `Queue.hold`. Raises OSError where the folder cannot be written."""
         return f"engine:{identity(self.folder)}:{self.name}"
@@ -132,7 +131,7 @@ class Workshop:
     async def _build(self, engine: Engine, alone: Callable[[], Awaitable[None]]) -> str:
         """Build it where that is this worker's to do. Answers why it is not there, or ""."""
         try:
-            lock = await asyncio.to_thread(lambda: engine.lock)
+            lock = await asyncio.to_thread(engine.lock)
         except OSError as error:
             return f"the folder of engines cannot be written: {words(error)}"
         holder = await self._queue.hold(lock, self._worker)

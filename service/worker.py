@@ -566,7 +566,7 @@ class Worker:
     async def _check_often(self) -> None:
         """A real tiny forward pass at the start and then whenever the worker is idle for long: only what has just
         computed is known to compute. A device that fails is tried again; one that hangs ends the worker."""
-        await self._provide_engines()
+        await self._attempt(self._provide_engines)
         name, deadline = self._catalogue.default(), self._settings.check_deadline_seconds
         began = time.monotonic()
         check = asyncio.create_task(self._batcher.on_thread(self._warm, name))

@@ -24,6 +24,7 @@ import pytest
 
 from export.contract import GRAPH_FILE, ArtifactError, read_description
 from export.engine import read_record
+from export.onnx_graph import export_onnx
 from service import engines
 from service.engines import Engine, Workshop, build_command, identity
 from service.jobs import Queue
@@ -31,7 +32,7 @@ from service.models import Registry
 from service.worker import Worker
 from tests.service.fake_model import FakeCatalogue, FakeEngines, FakeModel
 from tests.service.support import SMALL, as_environment, ended, form, serving
-from tests.tiny import make_tiny_artifact
+from tests.tiny import TINY_SQUARE, make_tiny_artifact, tiny_network
 
 SECONDS = 20
 
@@ -199,7 +200,7 @@ async def test_a_worker_that_ends_takes_its_build_along_and_another_builds(setti
     finally:
         process.kill()
         process.wait()
-    lock = catalogue(folder).engines()[0].lock
+    lock = catalogue(folder).engines()[0].lock()
     assert (await queue.holder(lock) is None) == (end == "stop"), "a killed worker's lock runs out"
     following = catalogue(folder)
     often = settings.model_copy(update={"check_interval_seconds": 0.3})
@@ -266,12 +267,12 @@ async def test_a_build_whose_lock_is_anothers_is_ended(queue, settings, folder):
 
     building = asyncio.create_task(workshop.provide(engine, nothing))
     (build,) = await until(lambda: runs(folder))
-    await queue.let_go(engine.lock, "me")
-    assert await queue.hold(engine.lock, "another") == "another"
+    await queue.let_go(engine.lock(), "me")
+    assert await queue.hold(engine.lock(), "another") == "another"
     assert not await building
     assert workshop.lacking("fake") == "its engine is being built by worker another"
     assert not alive(build)
-    assert await queue.holder(engine.lock) == "another"
+    assert await queue.holder(engine.lock()) == "another"
 
 
 async def test_a_check_that_drifts_says_so(queue, settings):
@@ -368,7 +369,7 @@ async def test_a_real_build_that_ends_early_leaves_nothing(queue, settings, fold
         assert workshop.lacking("tiny") == "its engine could not be built: the build was ended by SIGSEGV"
     assert not process.is_running()
     assert workshop.building is None
-    assert await queue.holder(engine.lock) is None
+    assert await queue.holder(engine.lock()) is None
     assert [path.name for path in folder.iterdir()] == [engines.IDENTITY_FILE]
 
 
@@ -409,6 +410,21 @@ async def test_a_real_refusal_is_told_without_paths(queue, settings, folder, mod
         workshop = Workshop(queue, "me", settings.lease_seconds)
         assert not await workshop.provide(replace(engine, command=build_command(broken, folder, "sm89")), nobody)
         assert workshop.lacking("tiny") == f"its engine could not be built: {why}"
+
+
+@pytest.mark.gpu
+async def test_a_worker_on_a_gpu_builds_at_its_start_and_serves_with_it(queue, settings, tmp_path):
+    pytest.importorskip("tensorrt")
+    artifact = settings.models_dir / "tiny"
+    export_onnx(tiny_network(), artifact, "tiny", "none", square=TINY_SQUARE, max_views=2)
+    registry = Registry(settings.models_dir, engines=settings.engines_dir)
+    async with worker_of(settings, registry) as worker:
+        assert (await until(lambda: worker._workshop.building, 60)).engine == registry.engines()[0].name
+        await until(worker._healthy, 240)
+        model = worker._models["tiny"]
+        assert (model.info.engine, model.info.passed_over) == ("tensorrt", ())
+    (record,) = registry.records("tiny")
+    assert record.key.builder == "tensorrt"
 
 
 def test_other_engines_and_no_tensorrt_ask_for_nothing(models, folder, monkeypatch):
