@@ -312,6 +312,7 @@ async def nobody():
     """Nothing else computes."""
 
 
+@pytest.mark.slow
 async def test_a_real_engine_is_built_and_known(queue, settings, folder, registry):
     (engine,) = registry.engines()
     assert (engine.model, engine.present, registry.records("tiny")) == ("tiny", False, [])
