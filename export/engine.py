@@ -39,6 +39,7 @@ from export.contract import (
     check_files,
     read_description,
     sha256,
+    words,
 )
 from export.runtime import gpu_target
 
@@ -239,7 +240,9 @@ def build_engine(artifact: Path, key: Key, folder: Path, progress: Progress | No
     need = int(ROOM * check_files(artifact, description))
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
-        raise EngineError(f"an engine of {description.name} takes about {need / 1e9:.1f} GB of disk: {folder} has less")
+        raise EngineError(
+            f"an engine of {description.name} takes about {need / 1e9:.1f} GB of disk: {folder.name} has less"
+        )
     trt = importlib.import_module(key.builder)
     started = time.monotonic()
     heard = _Heard()
@@ -413,7 +416,9 @@ def read_record(path: Path) -> Record:
         profiles = tuple(Profile(**{name: tuple(pair) for name, pair in p.items()}) for p in key.pop("profiles"))
         record = Record(key=Key(profiles=profiles, **key), **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EngineError(f"the record of the engine {path.name} cannot be read ({error}): build it again") from None
+        raise EngineError(
+            f"the record of the engine {path.name} cannot be read ({words(error)}): build it again"
+        ) from None
     if record.format != FORMAT:
         raise EngineError(f"the record of the engine {path.name} is of format {record.format}: build it again")
     return record

@@ -84,7 +84,8 @@ class OnnxGraph:
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+            why = str(error).replace(str(path.parent), "")
+            raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {why}") from error
         names = tuple(tuple(t.name for t in ts) for ts in (self._session.get_inputs(), self._session.get_outputs()))
         if names != (tuple(inputs), tuple(outputs)):
             raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")

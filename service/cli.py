@@ -101,7 +101,7 @@ def worker() -> None:
     from service.worker import run
 
     settings = Settings()
-    run(settings, Registry(settings.models_dir, settings.engine))
+    run(settings, Registry(settings.models_dir, settings.engine, settings.engines_dir))
 
 
 @app.command()
@@ -171,14 +171,19 @@ def models(context: typer.Context) -> None:
         return
     from service.models import Registry
 
-    registry = Registry(Settings().models_dir)
+    settings = Settings()
+    registry = Registry(settings.models_dir, engines=settings.engines_dir)
     default = registry.default()
-    table = Table("name", "network", "photos", "size", "licence", "engine", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "network", "photos", "size", "licence", "engine", "engines present"):
+        table.add_column(heading, no_wrap=heading == "name")
     for info in registry.infos():
         name = f"{info.name} (default)" if info.name == default else info.name
         size = f"{info.bytes / 1e6:.0f} MB" if info.bytes else "-"
         engine = f"{info.engine} on {info.device}" if info.engine != info.device else info.engine
-        table.add_row(name, info.network, f"{info.min_views}-{info.max_views}", size, info.licence, engine)
+        engines = "\n".join(f"{record.key.target} {record.key.precision}" for record in registry.records(info.name))
+        photos = f"{info.min_views}-{info.max_views}"
+        table.add_row(name, info.network, photos, size, info.licence, engine, engines or "-")
     out.print(table)
 
 

@@ -21,7 +21,7 @@ def reconstruct(
 ) -> pipeline.Outcome:
     """The files of a scene. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
     checked = _options(options)
-    registry = Registry(settings.models_dir, settings.engine)
+    registry = Registry(settings.models_dir, settings.engine, settings.engines_dir)
     infos = {info.name: info for info in registry.infos()}
     name = model or registry.default()
     if name not in infos:

@@ -85,7 +85,7 @@ class Backend:
         if not workers:
             return ["There is no worker."], workers
         if not any(worker.state in ("ready", "busy") for worker in workers):
-            return [f"No worker is ready: {', '.join(sorted(worker.state for worker in workers))}."], workers
+            return [f"No worker is ready: {', '.join(sorted(map(_state, workers)))}."], workers
         return [], workers
 
     @asynccontextmanager
@@ -109,6 +109,12 @@ class Backend:
             yield
         finally:
             self.receiving -= 1
+
+
+def _state(worker: WorkerDocument) -> str:
+    if worker.building is None or worker.state != "starting":
+        return worker.state
+    return f"{worker.state} (its engine is being built, {100 * worker.building.progress:.0f} %)"
 
 
 def queue_full() -> Problem:

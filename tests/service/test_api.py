@@ -450,6 +450,9 @@ async def test_metrics_count_requests_by_route(api):
     assert 'route="/jobs/{id}"' in text
     assert 'route="unmatched",status="404"} 1.0' in text
     assert "scenelift_queue_depth 0.0" in text
+    while 'scenelift_workers{state="busy"} 1.0' in text:  # at its last heartbeat
+        await asyncio.sleep(0.05)
+        text = (await api.get("/metrics")).text
     assert 'scenelift_workers{state="ready"} 1.0' in text
 
 
