@@ -505,12 +505,8 @@ def test_tensors_lie_apart_and_aligned() -> None:
 
 
 @pytest.fixture(scope="module")
-def real(
-    half_artifact: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> tuple[Path, Path]:
+def real(half_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The artifact in fp16, for two or three views, and the folder of its engine, built by `tensorrt` for this GPU."""
-    if not request.config.getoption("--require-gpu"):
-        pytest.importorskip("tensorrt")
     folder = tmp_path_factory.mktemp("engines")
     ensure_engine(half_artifact, None, folder)
     return half_artifact, folder
@@ -522,7 +518,7 @@ def photos(batch: int, views: int, seed: int = 0) -> list[np.ndarray]:
     return [images, np.arange(views, dtype=np.int64)]
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt")
 def test_a_real_engine_is_taken_and_answers_as_its_checkpoint(real: tuple[Path, Path]) -> None:
     """The comparison with the checkpoint is part of the opening: in between it is passed over."""
     artifact, folder = real
@@ -532,7 +528,7 @@ def test_a_real_engine_is_taken_and_answers_as_its_checkpoint(real: tuple[Path, 
         assert isinstance(prediction, Prediction)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt")
 def test_a_real_replay_answers_as_the_plain_pass(real: tuple[Path, Path]) -> None:
     artifact, folder = real
     (graph,) = open_tensorrt(artifact, read_description(artifact), folder).values()
@@ -546,7 +542,7 @@ def test_a_real_replay_answers_as_the_plain_pass(real: tuple[Path, Path]) -> Non
     assert all(ready.graph is not None for ready in graph._ready.values()), "every shape was captured"
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt")
 def test_real_passes_of_two_threads_do_not_mix(real: tuple[Path, Path]) -> None:
     artifact, folder = real
     (graph,) = open_tensorrt(artifact, read_description(artifact), folder).values()
@@ -563,7 +559,7 @@ def test_real_passes_of_two_threads_do_not_mix(real: tuple[Path, Path]) -> None:
         list(pool.map(repeat, range(3)))
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt")
 def test_a_real_gpu_without_memory_says_so(real: tuple[Path, Path]) -> None:
     with pytest.raises(MemoryError, match="the GPU is out of memory"):
         Cuda().do("cudaMalloc", 1 << 50)
