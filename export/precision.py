@@ -26,7 +26,7 @@ from model.noposplat import NoPoSplat
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of `export.contract.PRECISIONS`."""
 
-N = TypeVar("N", MVDUSt3R, PairNetwork, NoPoSplat)
+N = TypeVar("N", bound=MVDUSt3R | PairNetwork | NoPoSplat)
 
 
 def written_in(network: N, precision: str) -> N:

@@ -16,7 +16,7 @@ from export import onnx_graph
 from export.contract import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, OUTPUTS, ArtifactError, read_description
 from export.gate import LIMITS, ParityError
 from export.onnx_graph import export_onnx
-from export.parity import check_parity, compare, open_on_cpu
+from export.parity import check_noise, compare, graphs_on_cpu, view_noise
 from export.precision import written_in
 from export.sessions import open_model
 from model.mvdust3r import MVDUSt3R
@@ -46,7 +46,8 @@ def network() -> MVDUSt3R:
 def test_near_to_torch_for_every_batch_and_view_count(lowered: Path, batch: int, views: int) -> None:
     precision = read_description(lowered).precision
     network = tiny_network(NETWORKS[precision])
-    parity = compare(network, open_on_cpu(lowered / GRAPH_FILE), batch, views, TINY_SQUARE)
+    inputs = view_noise(batch, views, TINY_SQUARE, network.config.paths)
+    parity = compare(network, graphs_on_cpu(network, lowered), inputs)
     assert parity.point_error_p99 < {"fp16": 0.01, "bf16": 0.08}[precision]
     assert parity.point_error_median < {"fp16": 0.002, "bf16": 0.016}[precision]
     assert max(parity.worst.values()) < {"fp16": 0.04, "bf16": 0.3}[precision]
@@ -86,7 +87,7 @@ def test_a_graph_in_fp16_is_served_by_the_same_session(lowered: Path) -> None:
 def test_other_weights_show_through_the_rounding(lowered: Path) -> None:
     precision = read_description(lowered).precision
     with pytest.raises(ParityError, match=f"in {precision} differs from the checkpoint.*try .* or fp32"):
-        check_parity(tiny_network(NETWORKS[precision], seed=1), lowered / GRAPH_FILE, TINY_SQUARE, precision)
+        check_noise(tiny_network(NETWORKS[precision], seed=1), lowered, TINY_SQUARE, precision)
 
 
 @pytest.mark.slow
