@@ -38,7 +38,7 @@ def written_in(network: N, precision: str) -> N:
     _check_finite(network, "is not finite")
     dtype = DTYPES[precision]
     network = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-    lowered = [network.encoder, network.decoder]
+    lowered: list[nn.Module] = [network.encoder, network.decoder]
     if isinstance(network, MVDUSt3R):
         for head in (network.reference_head, network.head):
             layers: Any = head.points.skip_proj
