@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import (
-    ANSWERS_FILE,
     ENGINES,
     GRAPH_FILE,
     PAIR_FIELDS,
@@ -56,9 +55,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GATE_SECONDS = 60.0
-"""What the comparison with the checkpoint may take, about: a CPU is to serve within minutes."""
-
 SCALE_LIMITS = (1e-4, 4e-3)
 """Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
 weights were trained to be rendered with."""
@@ -87,10 +83,12 @@ def open_model(
 ) -> NetworkSession | PairSession | SplatSession:
     """A ready model from an artifact's folder.
 
-    engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up, for which it has to answer as
-    the checkpoint does. Those passed over, and why, are in its `info`. threads: of the CPU, where that is what
-    computes; None: all. engines: where those lie that TensorRT built on this machine; others lie in the artifact.
-    Raises ArtifactError for a folder that is incomplete, altered or not loadable.
+    engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up. Those passed over, and why, are
+    in its `info`. threads: of the CPU, where that is what computes; None: all. engines: where those lie that TensorRT
+    built on this machine; others lie in the artifact.
+    Raises ArtifactError for a folder that is incomplete, altered or not loadable, and ParityError, which is one, where
+    the engine answers otherwise than the checkpoint: that is asked first, a minute on a CPU, but only once (see
+    `export.gate`).
     """
     description = read_description(folder)
     size = check_files(folder, description)
@@ -132,6 +130,10 @@ def _graphs(
 def _session(
     folder: Path, description: Description, graphs: Mapping[str, Graph], size: int, passed_over: Sequence[str]
 ) -> NetworkSession | PairSession | SplatSession:
+    """The model of opened graphs, once they answer as the checkpoint does. Raises ParityError."""
+    from export.gate import admit
+
+    admit(folder, description, graphs)
     info = describe(description, size, next(iter(graphs.values())), passed_over)
     if description.network in PAIR_FIELDS:
         from export.pair_sessions import PairSession
@@ -141,8 +143,7 @@ def _session(
         from export.splat_sessions import SplatSession
 
         return SplatSession(description, graphs, info)
-    answers = folder / ANSWERS_FILE if ANSWERS_FILE in description.files else None
-    return NetworkSession(description, graphs, info, answers)
+    return NetworkSession(description, graphs, info)
 
 
 def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
@@ -168,13 +169,9 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 class NetworkSession:
     """A network that sees all views at once: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(
-        self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo, answers: Path | None = None
-    ) -> None:
-        """answers: the checkpoint's own, see `export.gate`; None: there are none to compare with."""
+    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
         self.info = info
         self._description = description
-        self._answers = answers
         self._graph = graphs[GRAPH_FILE]
         self._seconds: dict[tuple[int, ...], float] = {}
         self._learned: dict[int, int] = {}
@@ -229,38 +226,12 @@ class NetworkSession:
         return jobs if free is None or each == 0 else min(jobs, free // each)
 
     def warm_up(self) -> None:
-        """A real forward pass of the fewest views, and, the first time, the comparison with the checkpoint's answers.
-
-        Raises ParityError where they differ, and RuntimeError if anything of its answer is not finite.
-        """
-        if self._answers is not None:
-            self._compare(self._answers)
-            self._answers = None
+        """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
         side = self.info.square or 0
         images = ramps(side, side, self.info.min_views)[None]
         references = choose_references(self.info.min_views, 0, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
         check_finite(outputs, self.info)
-
-    def _compare(self, answers: Path) -> None:
-        """The engine's answers with the checkpoint's, and what was measured to the log. Raises ParityError."""
-        from export.gate import check
-
-        name, engine, precision = self.info.name, self._graph.engine, self._graph.precision
-        for case in check(
-            lambda inputs: self._graph.run(inputs, lambda _seconds: None),
-            answers,
-            f"{name} with {engine}",
-            precision,
-            fits=lambda batch, views: self._jobs_that_fit(batch, views) == batch,
-            seconds=GATE_SECONDS,
-        ):
-            log.info(
-                "%s with %s in %s answers %d x %d rendered views as its checkpoint: points within %.1e in the median "
-                "and %.1e at 99 %%, poses within %s degrees, rank correlation of the confidence %.5f",
-                *(name, engine, precision, case["batch"], case["views"], case["point_error_median"]),
-                *(case["point_error_p99"], case["pose_degrees"], case["rank_correlation"]),
-            )
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs."""

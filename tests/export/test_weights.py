@@ -205,7 +205,7 @@ def test_a_released_name_becomes_the_served_default(hub: Hub, models: Path) -> N
     assert registry.infos()[1].licence == "CC BY-NC 4.0 and CC BY-NC-SA 4.0"
     assert registry.default() == NAME
     registry.open(NAME).warm_up()
-    modes = {(path.name, path.stat().st_mode) for path in (models / NAME).iterdir()}
+    modes = {(path.name, path.stat().st_mode) for path in (models / NAME).iterdir() if path.is_file()}
     assert len({mode for _, mode in modes}) == 1, modes
     kept = load(models / NAME / WEIGHTS_FILE)
     assert read_description(models / NAME).weights_sha256 == onnx_graph.weights_sha256(kept)

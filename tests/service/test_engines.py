@@ -413,9 +413,8 @@ async def test_a_real_refusal_is_told_without_paths(queue, settings, folder, mod
         assert workshop.lacking("tiny") == f"its engine could not be built: {why}"
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt")
 async def test_a_worker_on_a_gpu_builds_at_its_start_and_serves_with_it(queue, settings, tmp_path):
-    pytest.importorskip("tensorrt")
     artifact = settings.models_dir / "tiny"
     export_onnx(tiny_network(), artifact, "tiny", "none", square=TINY_SQUARE, max_views=2)
     registry = Registry(settings.models_dir, engines=settings.engines_dir)
