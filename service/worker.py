@@ -503,7 +503,10 @@ class Worker:
 
     async def _beat(self) -> None:
         """Tell who is here."""
-        await self._queue.heartbeat(await asyncio.to_thread(self._describe))
+        document = await asyncio.to_thread(self._describe)
+        self._metrics.memory.labels("used").set(document.device.memory_used)
+        self._metrics.memory.labels("total").set(document.device.memory_total)
+        await self._queue.heartbeat(document)
 
     def _refresh(self) -> None:
         """Look again at which models there are: they may be added while we run."""
