@@ -156,9 +156,10 @@ def kustomized(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 CLUSTERS = {name: list(kustomized(KUBERNETES / name)) for name in ("cpu", "gpu")}
+ADMIN = yaml.safe_load((KUBERNETES / "admin.yaml").read_text())
 DOCUMENTS = {
     f"{document['kind']}/{document['metadata']['name']}": document
-    for documents in CLUSTERS.values()
+    for documents in (*CLUSTERS.values(), [ADMIN])
     for document in documents
 }
 PODS = {
@@ -195,10 +196,9 @@ def test_a_cluster_names_each_thing_once_and_only_what_is_there(cluster: str) ->
     assert {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v} == claims
 
 
-@pytest.mark.parametrize("name", PODS)
-def test_a_pod_is_restricted(name: str) -> None:
+@pytest.mark.parametrize("pod", [*PODS.values(), ADMIN["spec"]], ids=[*PODS, "Pod/admin"])
+def test_a_pod_is_restricted(pod: dict[str, Any]) -> None:
     """As the Pod Security Standard of that name, which the namespace enforces, asks; and its root is read-only."""
-    pod = PODS[name]
     (container,) = pod["containers"]
     assert (
         pod["securityContext"].items() >= {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}.items()
@@ -211,8 +211,20 @@ def test_a_pod_is_restricted(name: str) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False
     assert PINNED.fullmatch(container["image"])
-    assert {"livenessProbe", "readinessProbe"} <= set(container)
     assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_is_probed(name: str) -> None:
+    assert {"livenessProbe", "readinessProbe"} <= set(PODS[name]["containers"][0])
+
+
+def test_what_is_done_by_hand_is_done_where_the_api_is() -> None:
+    api = PODS["Deployment/api"]
+    assert {name: ADMIN["spec"][name] for name in ("volumes", "securityContext")} == {
+        name: api[name] for name in ("volumes", "securityContext")
+    }
+    assert [container["image"] for container in ADMIN["spec"]["containers"]] == ["scenelift-api:0.1.0"]
 
 
 @pytest.mark.parametrize("name", OURS)
