@@ -635,7 +635,11 @@ def _clock(flight: Flight, stage: str) -> Iterator[None]:
 
 
 async def _end_task(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
+    together with what it waits for, and a loop would go on for ever."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
