@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +250,34 @@ def doctor() -> None:
     for finding in findings:
         out.print(f"{marks[finding.ok]}  {finding.what:<12} {finding.detail}")
     if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def healthcheck() -> None:
+    """Say what this machine's workers are doing; exit code 1 where one cannot take jobs, or where there is none.
+
+    What a container's health check asks: the heartbeats that its worker sends, not whether a port is open.
+    """
+    from redis.exceptions import RedisError
+
+    from service.jobs import Queue
+
+    async def ask() -> list[str]:
+        queue = Queue(Settings())
+        try:
+            return [worker.state for worker in await queue.workers() if worker.host == socket.gethostname()]
+        finally:
+            await queue.close()
+
+    try:
+        states = asyncio.run(ask())
+    except (RedisError, OSError):
+        states = []
+        out.print("the queue cannot be reached")
+    else:
+        out.print(", ".join(states) or "no worker on this machine")
+    if not states or not {"ready", "busy", "draining"}.issuperset(states):
         raise typer.Exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -82,6 +83,8 @@ class Backend:
             workers = await self.queue.workers()
         except (RedisError, OSError):
             return ["The queue cannot be reached."], []
+        if not self.settings.require_worker:  # they come when there are jobs
+            return [], workers
         if not workers:
             return ["There is no worker."], workers
         if not any(worker.state in ("ready", "busy") for worker in workers):
@@ -423,10 +426,15 @@ async def health(response: Response, backend: TheBackend) -> HealthDocument:
 async def get_metrics(backend: TheBackend) -> Response:
     """For Prometheus."""
     metrics = backend.metrics
-    depth, waiting = await backend.queue.depth()
+    depth, waiting, workers = math.nan, math.nan, []
+    try:
+        depth, waiting = await backend.queue.depth()
+        workers = await backend.queue.workers()
+        metrics.queue.set(1)
+    except (RedisError, OSError):
+        metrics.queue.set(0)
     metrics.depth.set(depth)
     metrics.waiting.set(waiting)
-    workers = await backend.queue.workers()
     for state in ("starting", "ready", "busy", "draining", "unhealthy"):
         metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

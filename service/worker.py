@@ -513,7 +513,10 @@ class Worker:
 
     async def _beat(self) -> None:
         """Tell who is here."""
-        await self._queue.heartbeat(await asyncio.to_thread(self._describe))
+        document = await asyncio.to_thread(self._describe)
+        self._metrics.memory.labels("used").set(document.device.memory_used)
+        self._metrics.memory.labels("total").set(document.device.memory_total)
+        await self._queue.heartbeat(document)
 
     def _refresh(self) -> None:
         """Look again at which models there are: they may be added while we run."""
@@ -663,7 +666,11 @@ def _clock(flight: Flight, stage: str) -> Iterator[None]:
 
 
 async def _end_task(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
+    together with what it waits for, and a loop would go on for ever."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
     with contextlib.suppress(asyncio.CancelledError):
         await task
 

@@ -277,5 +277,5 @@ def test_it_runs_as_a_module():
     result = subprocess.run(
         (sys.executable, "-m", "service", "--help"), capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "export", "openapi"):
+    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "healthcheck", "export", "openapi"):
         assert name in result.stdout
