@@ -74,6 +74,8 @@ class OnnxGraph:
         import onnxruntime as ort
 
         available = ort.get_available_providers()
+        if "CUDAExecutionProvider" in available:
+            ort.preload_dlls()  # CUDA's libraries may be Python packages, where no loader looks
         # A product in TF32 is as coarse as one in fp16: what the graph has in float32 is to stay it.
         known: tuple[tuple[str, dict[str, str]], ...]
         known = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))

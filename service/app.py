@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem
-from service.jobs import Queue
+from service.jobs import Queue, end_task
 from service.metrics import ApiMetrics
 from service.models import Registry
 from service.routes import Backend, router
@@ -56,9 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             watcher.stop()
-            listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
+            await end_task(listening)
             await queue.close()
 
     app = FastAPI(title="Scenelift", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)

@@ -35,11 +35,19 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += [Finding("GPU", True, f"{gpu.name}, {gpu.memory_total / 2**30:.1f} GiB") for gpu in gpus]
     if not gpus:
         findings.append(Finding("GPU", None, "none found; everything runs on the CPU"))
-    for package in ("onnxruntime", "pycolmap", "opencv-python-headless", "numba", "tensorrt", "torch"):
+    for package in (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "pycolmap",
+        "opencv-python-headless",
+        "numba",
+        "tensorrt",
+        "torch",
+    ):
         try:
-            findings.append(Finding(package[:12], True, importlib.metadata.version(package)))
+            findings.append(Finding(package[:15], True, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(package[:12], None, "not installed"))
+            findings.append(Finding(package[:15], None, "not installed"))
     findings += [await _queue(settings), _data(settings)]
     registry = Registry(settings.models_dir, settings.engine, settings.engines_dir)
     return findings + await _engines(settings, registry) + _models(registry)

@@ -16,6 +16,8 @@ refused by `FINISH`, so a job ends exactly once.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -515,3 +517,13 @@ def _document(job: str, record: Mapping[str, str], ahead: int) -> JobDocument:
             "links": Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel", files=f"{base}/files/all.zip"),
         }
     )
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
+    together with what it waits for, and a loop would go on for ever."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

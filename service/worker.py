@@ -31,7 +31,7 @@ from service import images, logs, machine, pipeline
 from service.batcher import Batcher
 from service.engines import Workshop
 from service.errors import Problem
-from service.jobs import CANCELS, Queue, Taken, connect
+from service.jobs import CANCELS, Queue, Taken, connect, end_task
 from service.metrics import WorkerMetrics
 from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
@@ -163,9 +163,9 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._leave)
             for loop in loops:
-                stack.push_async_callback(_end_task, asyncio.create_task(loop))
+                stack.push_async_callback(end_task, asyncio.create_task(loop))
             pull = asyncio.create_task(self._pull())
-            stack.push_async_callback(_end_task, pull)
+            stack.push_async_callback(end_task, pull)
             log.info("worker started", worker=self.id)
             await _first(self._stopping, self._broken)
             if self._stopping.is_set():
@@ -663,16 +663,6 @@ def _clock(flight: Flight, stage: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     flight.seconds[stage] = time.monotonic() - began
-
-
-async def _end_task(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
-    together with what it waits for, and a loop would go on for ever."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=1.0)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 async def _first(*events: asyncio.Event) -> None:
