@@ -248,7 +248,7 @@ def doctor() -> None:
     findings = asyncio.run(examine(Settings()))
     marks = {True: "[green]ok[/green]  ", False: "[red]fail[/red]", None: "-   "}
     for finding in findings:
-        out.print(f"{marks[finding.ok]}  {finding.what:<12} {finding.detail}")
+        out.print(f"{marks[finding.ok]}  {finding.what:<15} {finding.detail}")
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)
 
