@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -11,16 +14,20 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import HEADERS, Guard, Hardened, caller, describe
 from service.errors import Problem
 from service.jobs import Queue
+from service.keys import Keys
 from service.metrics import ApiMetrics
 from service.models import Registry
 from service.routes import Backend, router
@@ -42,10 +49,12 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = Queue(settings)
         watcher = Watcher(queue)
+        storage = Storage(settings.data_dir)
+        app.state.guard = Guard(settings, queue, Keys(storage))
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
-            storage=Storage(settings.data_dir),
+            storage=storage,
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,
@@ -61,8 +70,22 @@ def create_app(settings: Settings) -> FastAPI:
                 await listening
             await queue.close()
 
-    app = FastAPI(title="Scenelift", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Scenelift",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        dependencies=[Depends(caller)],
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(router)
+    app.add_api_route("/docs", _docs_page, include_in_schema=False)
+    # Keys are sent on purpose, never by a browser of itself: no credentials in CORS's sense, so `*` may be exposed.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+    )
+    app.add_middleware(Hardened)
     app.add_middleware(_Measured, metrics=metrics)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_error)
@@ -171,7 +194,21 @@ async def _no_queue(_request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:
-    return Problem(500, "internal-error", "Something went wrong inside the service.").response()
+    # Starlette answers this outside of every middleware.
+    return Problem(500, "internal-error", "Something went wrong inside the service.", headers=HEADERS).response()
+
+
+async def _docs_page() -> Response:
+    """The API's description for people. Swagger UI comes from a CDN; of inline scripts only the page's own runs."""
+    page = get_swagger_ui_html(openapi_url="openapi.json", title="Scenelift")
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts]
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src https://cdn.jsdelivr.net {' '.join(hashes)}; "
+        "style-src https://cdn.jsdelivr.net 'unsafe-inline'; img-src https://fastapi.tiangolo.com data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:
@@ -185,5 +222,6 @@ def _openapi(app: FastAPI) -> dict[str, object]:
                 operation["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
+        describe(schema)
         app.openapi_schema = schema
     return app.openapi_schema
