@@ -35,7 +35,7 @@ from service.settings import Settings
 PUBLIC = frozenset(("/", "/docs", "/livez", "/readyz", "/health"))
 """Routes without a caller. They tell nothing of jobs, and /health tells of workers only to callers."""
 LINKED = frozenset(("/jobs/{id}", "/jobs/{id}/events", "/jobs/{id}/files/all.zip", "/jobs/{id}/files/{name}"))
-"""Routes that a link opens, for reading."""
+"""Routes that a link opens, to GET and HEAD alone."""
 WRONG_PER_MINUTE = 10
 """Wrong keys and links of one address that are answered 401; more are 429."""
 
@@ -100,7 +100,7 @@ class Guard:
                 raise await self._wrong(request, "The API key is unknown or revoked.")
             return Caller(key.id)
         token = request.query_params.get("token")
-        if token is not None and request.scope["route"].path in LINKED:
+        if token is not None and request.scope["route"].path in LINKED and request.method in ("GET", "HEAD"):
             return await self._bearer(request, token)
         if await self._keys.exist():
             raise _unauthorized("An API key is needed here.", "Send it as `Authorization: Bearer sk_...`.")
@@ -193,13 +193,15 @@ async def visitor(request: Request) -> Caller | None:
 TheCaller = Annotated[Caller, Depends(caller)]
 
 
-async def refuse_exposure(settings: Settings, keys: Keys) -> None:
-    """ExposedError where anybody could do anything on a public address, and nobody said so."""
-    if not (settings.open or is_loopback(settings.host) or await keys.exist()):
+async def refuse_exposure(settings: Settings, keys: Keys) -> bool:
+    """Whether there are keys. ExposedError where there are none, the address is public, and nobody said it may be."""
+    keyed = await keys.exist()
+    if not (keyed or settings.open or is_loopback(settings.host)):
         raise ExposedError(
             f"There are no API keys, so {settings.host} would be open to whoever reaches it: make one with "
             "`scenelift keys create NAME`, or set SCENELIFT_OPEN=1 if that is meant."
         )
+    return keyed
 
 
 def make_token(job: str, secret: str, seconds: int) -> tuple[str, int]:
@@ -209,18 +211,18 @@ def make_token(job: str, secret: str, seconds: int) -> tuple[str, int]:
     links end with their job, and there is no secret of the whole service to keep, to rotate or to lose.
     """
     expiry = int(time.time()) + seconds
-    return f"{expiry}.{_signature(job, secret, expiry)}", expiry
+    return f"{expiry}.{_signature(job, secret, str(expiry))}", expiry
 
 
 def token_holds(token: str, job: str, secret: str) -> bool:
     """Whether the token is one of this job that has not expired."""
     found = _TOKEN.fullmatch(token)
-    if found is None or not hmac.compare_digest(found[2], _signature(job, secret, int(found[1]))):
+    if found is None or not hmac.compare_digest(found[2], _signature(job, secret, found[1])):
         return False
     return int(found[1]) > time.time()
 
 
-def _signature(job: str, secret: str, expiry: int) -> str:
+def _signature(job: str, secret: str, expiry: str) -> str:
     digest = hmac.digest(secret.encode(), f"{job}\n{expiry}".encode(), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 

@@ -68,12 +68,12 @@ def serve(
     settings = Settings().model_copy(update=given)
     logs.configure(json=settings.log_json)
     environment(settings)
-    _refuse_exposure(settings)
+    keyed = _refuse_exposure(settings)
 
     def started() -> None:
         address = f"http://{settings.host}:{settings.port}"
         out.print(f"\n[bold]Scenelift[/bold] is on [bold]{address}[/bold]  (stop with Ctrl-C)\n\nTry:\n")
-        out.print(f"  {example(address)}\n", soft_wrap=True)
+        out.print(f"  {example(address, keyed=keyed)}\n", soft_wrap=True)
 
     try:
         Supervisor(settings).run(started)
@@ -81,11 +81,12 @@ def serve(
         _fail(str(error))
 
 
-def example(address: str) -> str:
+def example(address: str, *, keyed: bool) -> str:
     """One command to try, with the example photos that come with the source."""
     photos = sorted((Path(__file__).parents[1] / "docs" / "example").glob("*.jpg"))
     names = [os.path.relpath(photo) for photo in photos] or ["one.jpg", "two.jpg", "three.jpg"]
-    return f"curl {' '.join(f'-F images=@{name}' for name in names)} -H 'Prefer: wait=120' {address}/reconstruct"
+    headers = "-H 'Prefer: wait=120'" + " -H 'Authorization: Bearer sk_...'" * keyed
+    return f"curl {' '.join(f'-F images=@{name}' for name in names)} {headers} {address}/reconstruct"
 
 
 @app.command()
@@ -100,13 +101,14 @@ def api() -> None:
     serve_api(settings)
 
 
-def _refuse_exposure(settings: Settings) -> None:
+def _refuse_exposure(settings: Settings) -> bool:
+    """Whether there are keys; the end where there would have to be."""
     from service.access import ExposedError, refuse_exposure
     from service.keys import Keys
     from service.storage import Storage
 
     try:
-        asyncio.run(refuse_exposure(settings, Keys(Storage(settings.data_dir))))
+        return asyncio.run(refuse_exposure(settings, Keys(Storage(settings.data_dir))))
     except ExposedError as error:
         _fail(str(error))
 

@@ -337,7 +337,7 @@ class Queue:
         return int(await self._redis.hget(_job_key(job), "attempts") or 0)
 
     async def spend(self, who: str, rate: float, most: int) -> tuple[bool, float]:
-        """Take one of `who`'s `most` tokens, of which `rate` a second come back: whether there was one, what is left."""
+        """Take one of `who`'s `most` tokens; `rate` a second come back. Whether there was one, and what is left."""
         taken, left = await self._spend([f"{PREFIX}:bucket:{who}"], (rate, most))
         return bool(taken), float(left)
 

@@ -74,7 +74,9 @@ SMALL = {"outputs": "cameras.json,scene.splat"}
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The API on a port of its own, and a client of it."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        create_app(settings), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
