@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import Depends, Request
+from redis.exceptions import RedisError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +33,8 @@ from service.jobs import JOB_ID, Queue
 from service.keys import Keys
 from service.schemas import JobDocument
 from service.settings import Settings
+
+log = structlog.get_logger()
 
 PUBLIC = frozenset(("/", "/docs", "/livez", "/readyz", "/health"))
 """Routes without a caller. They tell nothing of jobs, and /health tells of workers only to callers."""
@@ -161,8 +165,10 @@ class Guard:
         """What a wrong key or link is answered. Right ones from the same address are still taken: its other users have
         done nothing, and 256 random bits are not found by trying."""
         rate = WRONG_PER_MINUTE / 60
-        taken, left = await self._queue.spend(f"wrong:{_address(request)}", rate, WRONG_PER_MINUTE)
+        address = _network(request.client.host if request.client else "")
+        taken, left = await self._queue.spend(f"wrong:{address}", rate, WRONG_PER_MINUTE)
         if taken:
+            log.warning("wrong key or link", address=address)
             return _unauthorized(detail, error=', error="invalid_token"')
         return Problem(
             429,
@@ -186,8 +192,18 @@ async def visitor(request: Request) -> Caller | None:
     guard: Guard = request.app.state.guard
     try:
         return await guard.admit(request)
-    except Problem:
+    except (Problem, RedisError, OSError):
         return None
+
+
+async def welcome(request: Request) -> bool:
+    """Whether the caller of an answer that goes on may have more of it: nothing was revoked and no link has expired."""
+    guard: Guard = request.app.state.guard
+    try:
+        await guard.identify(request)
+    except (Problem, RedisError, OSError):
+        return False
+    return True
 
 
 TheCaller = Annotated[Caller, Depends(caller)]
@@ -248,22 +264,27 @@ def _unauthorized(detail: str, suggestion: str = "", error: str = "") -> Problem
     return Problem(401, "unauthorized", detail, suggestion, headers={"WWW-Authenticate": challenge})
 
 
-def _address(request: Request) -> str:
-    """Where a request comes from; of IPv6 the /64 network, which is what one customer has."""
-    host = request.client.host if request.client else ""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server there: a loopback address, or `localhost`."""
+    address = _ip(host)
+    return address.is_loopback if address is not None else host == "localhost"
+
+
+def _network(host: str) -> str:
+    """Whom an address belongs to: of IPv6 its /64, of which one customer has all."""
+    address = _ip(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address or "unknown")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address, where `host` is one; IPv4 as such, also where it comes mapped into IPv6."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return "unknown"
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server there: a loopback address, or `localhost`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def _name(host: str) -> str:

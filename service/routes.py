@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from service import uploads
-from service.access import Caller, TheCaller, make_token, visitor
+from service.access import Caller, TheCaller, make_token, visitor, welcome
 from service.errors import Problem, draining, unknown_job
 from service.jobs import JOB_ID, Queue
 from service.metrics import ApiMetrics
@@ -285,9 +285,13 @@ async def get_job(response: Response, job: TheJob, caller: TheCaller) -> JobDocu
 
 
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse)
-async def job_events(job: TheJob, backend: TheBackend, caller: TheCaller) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    request: Request, job: TheJob, backend: TheBackend, caller: TheCaller
+) -> AsyncIterator[ServerSentEvent]:
     """Server-Sent Events: `status` with the job's document at once and at every change; ends after the final one."""
     async for document in backend.watcher.documents(job.id):
+        if not await welcome(request):
+            return
         yield ServerSentEvent(event="status", raw_data=caller.sees(document).model_dump_json(), retry=2000)
 
 

@@ -248,6 +248,31 @@ async def test_forged_expired_and_taken_back_links_open_nothing(settings, ring, 
     await queue.close()
 
 
+async def test_events_end_with_what_opened_them(alone, ring, alice):
+    queue = Queue(alone)
+    async with serving(alone) as client:
+        job = (await post(client, alice, **QUEUED))["id"]
+        link = (await client.post(f"/jobs/{job}/links", headers=bearer(alice))).json()["links"]["events"]
+
+        async def heard(address: str, headers: dict[str, str], first: asyncio.Event) -> int:
+            count = 0
+            async with client.stream("GET", address, headers=headers) as answer:
+                async for line in answer.aiter_lines():
+                    count += line.startswith("data:")
+                    first.set()
+            return count
+
+        opened = [asyncio.Event(), asyncio.Event()]
+        by_link = asyncio.create_task(heard(link, {}, opened[0]))
+        by_key = asyncio.create_task(heard(f"/jobs/{job}/events", bearer(alice), opened[1]))
+        await asyncio.gather(*(event.wait() for event in opened))
+        await queue.unlink(job)
+        await ring.revoke(alice[3:15])
+        await queue.cancel(job)
+        assert await asyncio.wait_for(asyncio.gather(by_link, by_key), 10) == [1, 1], "the end is not told to them"
+    await queue.close()
+
+
 def test_a_token_is_of_its_job_and_its_time():
     token, expiry = make_token("job", "secret", 100)
     assert token_holds(token, "job", "secret")
@@ -309,6 +334,10 @@ async def test_wrong_keys_of_one_address_are_bounded_and_lock_nobody_out(alone, 
             for i in range(access.WRONG_PER_MINUTE + 1)
         ]
         assert subnet[-1].status_code == 429, "whoever has one IPv6 address has 2^64 of them"
+        for far in ("2001:db8:0:1::1", "::ffff:203.0.113.1", "::ffff:203.0.113.2", "fe80::1%eth0"):
+            for _ in range(access.WRONG_PER_MINUTE // 2):
+                neighbour = await client.get("/models", headers=wrong | {"X-Forwarded-For": far})
+                assert neighbour.status_code == 401, far
         assert (await client.get("/models", headers=bearer(alice))).status_code == 200
 
 
@@ -498,6 +527,9 @@ async def test_answers_tell_browsers_to_be_careful(alone):
         ("127.0.0.1", False, False, False),
         ("127.8.0.1", False, False, False),
         ("::1", False, False, False),
+        ("::ffff:127.0.0.1", False, False, False),
+        ("::ffff:10.0.0.1", False, False, True),
+        ("localhost.example.org", False, False, True),
         ("localhost", False, False, False),
         ("0.0.0.0", False, False, True),
         ("::", False, False, True),
