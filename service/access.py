@@ -86,6 +86,10 @@ class Guard:
         self._queue = queue
         self._keys = keys
 
+    def lets_all(self, path: str) -> bool:
+        """Whether a route has no caller."""
+        return path in PUBLIC or (path == "/metrics" and self._settings.metrics_open)
+
     async def admit(self, request: Request) -> Caller:
         """The caller, with one request less to spend. Raises Problem 401, 403 or 429."""
         caller = await self.identify(request)
@@ -147,7 +151,10 @@ class Guard:
 
     async def _spend(self, who: str, request: Request) -> None:
         rate, most = self._settings.requests_per_second, self._settings.requests_burst
-        taken, left = await self._queue.spend(who, rate, most)
+        try:
+            taken, left = await self._queue.spend(who, rate, most)
+        except (RedisError, OSError):
+            return  # what would cost anything is answered 503 while the queue is away; /metrics is to tell of it
         request.state.headers = {
             "RateLimit-Policy": f'"requests";q={most};w={math.ceil(most / rate)}',
             "RateLimit": f'"requests";r={math.floor(left)};t={math.ceil((most - left) / rate)}',
@@ -166,7 +173,10 @@ class Guard:
         done nothing, and 256 random bits are not found by trying."""
         rate = WRONG_PER_MINUTE / 60
         address = _network(request.client.host if request.client else "")
-        taken, left = await self._queue.spend(f"wrong:{address}", rate, WRONG_PER_MINUTE)
+        try:
+            taken, left = await self._queue.spend(f"wrong:{address}", rate, WRONG_PER_MINUTE)
+        except (RedisError, OSError):
+            taken, left = True, 0.0
         if taken:
             log.warning("wrong key or link", address=address)
             return _unauthorized(detail, error=', error="invalid_token"')
@@ -181,10 +191,8 @@ class Guard:
 
 async def caller(request: Request) -> Caller:
     """Who asks. Every route has this dependency, through the application."""
-    if request.scope["route"].path in PUBLIC:
-        return Caller()
     guard: Guard = request.app.state.guard
-    return await guard.admit(request)
+    return Caller() if guard.lets_all(request.scope["route"].path) else await guard.admit(request)
 
 
 async def visitor(request: Request) -> Caller | None:

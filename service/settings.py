@@ -25,6 +25,7 @@ class Settings(BaseSettings):
         9101, ge=0, le=65535, description="Port of a worker's Prometheus metrics; 0: none."
     )
     open: bool = Field(False, description="Without API keys: serve whoever reaches the address, also a public one.")
+    metrics_open: bool = Field(False, description="Answer GET /metrics without a key, where keys are configured.")
     cors_origins: str = Field(
         "", description="Origins of other web pages that may call the API, comma-separated; *: any."
     )

@@ -456,6 +456,18 @@ async def test_workers_are_shown_to_who_has_a_key(settings, ring, alice, patient
         assert "scenelift_workers" in (await client.get("/metrics", headers=bearer(alice))).text
 
 
+async def test_keys_hold_while_the_queue_is_away(alone, ring, alice):
+    """Whoever watches is told of it, a wrong key stays wrong, and nothing is open."""
+    away = alone.model_copy(update={"redis_url": "unix:///nowhere.sock", "metrics_open": True})
+    async with serving(away) as client:
+        assert (await client.get("/health")).json()["workers"] is None
+        assert (await client.get("/health", headers=bearer(alice))).json()["workers"] == []
+        assert refused(await client.get("/models"), 401, "unauthorized")
+        assert refused(await client.get("/models", headers=bearer("sk_wrong")), 401, "unauthorized")
+        assert refused(await client.get("/models", headers=bearer(alice)), 503, "queue-unreachable")
+        assert (await client.get("/metrics")).status_code != 401
+
+
 async def test_keys_and_tokens_are_nowhere_to_be_read(settings, ring, alice, server, monkeypatch, capfd, caplog):
     caplog.set_level(logging.DEBUG)
     wrong = alice[:16] + "f" * 64
