@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -32,7 +32,6 @@ from service.schemas import (
     HealthDocument,
     JobDocument,
     LinkDocument,
-    LinkOptions,
     ModelDocument,
     ModelEntry,
     ModelsDocument,
@@ -307,13 +306,13 @@ async def make_link(
     response: Response,
     job: TheJob,
     backend: TheBackend,
-    options: Annotated[LinkOptions, Body(default_factory=LinkOptions)],
+    seconds: Annotated[int, Query(ge=1, le=604_800, description="For how long")] = 3600,
 ) -> LinkDocument:
     """Addresses that let whoever has them read this job and its files, for a time, without a key."""
     secret = await backend.queue.link_secret(job.id, secrets.token_hex(32))
     if secret is None:
         raise unknown_job()
-    token, expiry = make_token(job.id, secret, options.seconds)
+    token, expiry = make_token(job.id, secret, seconds)
     seen = Caller(token=token).sees(job)
     response.headers["Cache-Control"] = "no-store"
     return LinkDocument(expires_at=datetime.fromtimestamp(expiry, UTC), token=token, links=seen.links, files=seen.files)

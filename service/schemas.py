@@ -83,14 +83,6 @@ class Links(BaseModel):
     files: str
 
 
-class LinkOptions(BaseModel):
-    """For how long a link opens a job."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seconds: int = Field(3600, ge=1, le=604_800)
-
-
 class LinkDocument(BaseModel):
     """Addresses that need no key, to read one job."""
 

@@ -115,6 +115,16 @@ async def test_without_a_right_key_every_route_is_closed(settings, ring, alice, 
     assert stored(settings) == [f"jobs/{job}/1/{name}" for name in ("cameras.json", "scene.splat")]
 
 
+async def test_a_stranger_is_refused_before_a_byte_of_the_body_is_read(alone, ring, alice):
+    async with serving(alone) as client:
+        for method, address in operations(client, NOBODY):
+            reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+            head = f"{method} {address} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+            writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode())
+            assert b" 401 " in await asyncio.wait_for(reader.readline(), 10), (method, address)
+            writer.close()
+
+
 async def test_anothers_job_is_as_unknown_as_one_that_never_was(settings, ring, alice, bob):
     async with working(settings), serving(settings) as client:
         client.headers.update(bearer(alice))
@@ -177,7 +187,7 @@ async def test_a_link_opens_one_job_for_reading(settings, ring, alice, patient):
         done = json.loads(lines[-1].removeprefix("data:"))
         assert done["status"] == "succeeded"
 
-        answer = await client.post(f"/jobs/{job}/links", json={"seconds": 60}, headers=bearer(alice))
+        answer = await client.post(f"/jobs/{job}/links", params={"seconds": 60}, headers=bearer(alice))
         assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
         link = answer.json()
         assert [file["name"] for file in link["files"]] == ["cameras.json", "scene.splat"]
@@ -198,7 +208,9 @@ async def test_a_link_opens_one_job_for_reading(settings, ring, alice, patient):
             answer = await client.request(method, address, params=token)
             assert (answer.status_code != 401) == ((method, address) in open_to_all), (method, address)
         assert refused(
-            await client.post(f"/jobs/{job}/links", json={"seconds": 0}, headers=bearer(alice)), 422, "invalid-request"
+            await client.post(f"/jobs/{job}/links", params={"seconds": 0}, headers=bearer(alice)),
+            422,
+            "invalid-request",
         )
 
 
