@@ -25,8 +25,6 @@ from urllib.parse import urlsplit
 import structlog
 from fastapi import Depends, Request
 from redis.exceptions import RedisError
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem
 from service.jobs import JOB_ID, Queue
@@ -42,20 +40,6 @@ LINKED = frozenset(("/jobs/{id}", "/jobs/{id}/events", "/jobs/{id}/files/all.zip
 """Routes that a link opens, to GET and HEAD alone."""
 WRONG_PER_MINUTE = 10
 """Wrong keys and links of one address that are answered 401; more are 429."""
-
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    # A link's token is in its address, which is nobody else's to know.
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-}
-"""Of every answer, unless its route sets them itself."""
-PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "connect-src 'self' blob: data:; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
-    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-"""Of HTML pages: what comes from here runs, WebAssembly and workers of its own included, and nothing else."""
 
 _TOKEN = re.compile(r"([0-9]{1,11})\.([A-Za-z0-9_-]{43})")
 
@@ -140,8 +124,12 @@ class Guard:
                 "Without API keys only programs on the service's own machine are answered.",
                 "Make a key on that machine with `scenelift keys create NAME`.",
             )
-        origin, known = request.headers.get("origin"), self._settings.origins
-        if origin is not None and urlsplit(origin).netloc != host and not {"*", origin} & set(known):
+        origin = request.headers.get("origin")
+        if (
+            origin is not None
+            and origin.partition("://")[2] != host
+            and not {"*", origin} & set(self._settings.origins)
+        ):
             raise Problem(
                 403,
                 "foreign-page",
@@ -301,31 +289,6 @@ def _name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-class Hardened:
-    """Every answer with HEADERS, and with those that its caller's limits gave it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def hardened(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.setdefault("Content-Security-Policy", PAGE_POLICY)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                for name, value in scope.get("state", {}).get("headers", {}).items():
-                    headers.append(name, value)
-            await send(message)
-
-        await self._app(scope, receive, hardened)
 
 
 def describe(schema: dict[str, Any]) -> None:

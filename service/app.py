@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +13,6 @@ import structlog
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -24,8 +20,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import HEADERS, Guard, Hardened, caller, describe
+from service.access import Guard, caller, describe
 from service.errors import Problem
+from service.headers import HEADERS, Hardened, docs_page
 from service.jobs import Queue
 from service.keys import Keys
 from service.metrics import ApiMetrics
@@ -80,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(router)
-    app.add_api_route("/docs", _docs_page, include_in_schema=False)
+    app.add_api_route("/docs", docs_page, include_in_schema=False)
     # Keys are sent on purpose, never by a browser of itself: no credentials in CORS's sense, so `*` may be exposed.
     app.add_middleware(
         CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
@@ -196,19 +193,6 @@ async def _no_queue(_request: Request, error: Exception) -> Response:
 async def _unexpected(_request: Request, _error: Exception) -> Response:
     # Starlette answers this outside of every middleware.
     return Problem(500, "internal-error", "Something went wrong inside the service.", headers=HEADERS).response()
-
-
-async def _docs_page() -> Response:
-    """The API's description for people. Swagger UI comes from a CDN; of inline scripts only the page's own runs."""
-    page = get_swagger_ui_html(openapi_url="openapi.json", title="Scenelift")
-    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
-    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts]
-    page.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src https://cdn.jsdelivr.net {' '.join(hashes)}; "
-        "style-src https://cdn.jsdelivr.net 'unsafe-inline'; img-src https://fastapi.tiangolo.com data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:

@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+from starlette.responses import HTMLResponse
 
 from service import access, keys
 from service.access import PUBLIC, ExposedError, make_token, refuse_exposure, token_holds
+from service.headers import Hardened
 from service.jobs import Queue
 from service.keys import Keys
 from service.schemas import Options
@@ -411,7 +413,14 @@ async def test_without_keys_only_this_machine_is_served(alone):
             {"X-Forwarded-For": "203.0.113.9"},
         ):
             assert refused(await client.get(f"/jobs/{job}", headers=headers), 403, "local-only"), headers
-        for origin in ("https://evil.example", "null", "http://127.0.0.1:1", f"http://{own}.evil.example"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://[",
+            "",
+            "http://127.0.0.1:1",
+            f"http://{own}.evil.example",
+        ):
             assert refused(await client.post(f"/jobs/{job}/cancel", headers={"Origin": origin}), 403, "foreign-page")
         for host in ("localhost", "localhost:8000", "[::1]:8000", "127.0.0.2", own):
             assert (await client.get(f"/jobs/{job}", headers={"Host": host})).status_code == 200, host
@@ -421,7 +430,7 @@ async def test_without_keys_only_this_machine_is_served(alone):
         assert refused(await client.get("/models", headers=bearer("sk_wrong")), 401, "unauthorized")
 
 
-async def test_an_open_service_serves_whoever_reaches_it(alone):
+async def test_an_open_service_serves_whoever_reaches_it(alone, ring):
     everyone = alone.model_copy(update={"open": True, "cors_origins": "https://a.example"})
     async with serving(everyone) as client:
         job = (await post(client, **QUEUED))["id"]
@@ -430,8 +439,7 @@ async def test_an_open_service_serves_whoever_reaches_it(alone):
         assert (await client.get(f"/jobs/{job}", headers=far | {"Origin": "https://a.example"})).status_code == 200
         foreign = await client.get(f"/jobs/{job}", headers=far | {"Origin": "https://b.example"})
         assert refused(foreign, 403, "foreign-page")
-        await Keys(Storage(everyone.data_dir)).create("alice")
-        client.app.state.guard._keys._looked = float("-inf")
+        await ring.create("alice")
         assert refused(await client.get(f"/jobs/{job}", headers=far), 401, "unauthorized"), "the first key closes it"
 
 
@@ -543,6 +551,17 @@ async def test_answers_tell_browsers_to_be_careful(alone):
             assert (answer.status_code == 200) == allowed
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
             assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_pages_run_what_comes_from_here_and_nothing_else():
+    page = Hardened(HTMLResponse("<p>a scene</p>"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://here") as client:
+        policy = dict(
+            part.strip().split(" ", 1) for part in (await client.get("/")).headers["content-security-policy"].split(";")
+        )
+    assert policy["default-src"] == "'self'"
+    assert policy["script-src"] == "'self' 'wasm-unsafe-eval'"
+    assert policy["object-src"] == policy["frame-ancestors"] == "'none'"
 
 
 @pytest.mark.parametrize(
