@@ -97,6 +97,7 @@ async def working(settings: Settings, *models: FakeModel, catalogue: Catalogue |
     task = asyncio.create_task(worker.run())
     while not worker._healthy():
         await asyncio.sleep(0.01)
+    await worker._beat()  # the API goes by heartbeats, and the last one may be from before
     yield worker
     worker.stop()
     assert await task == 0
