@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.responses import HTMLResponse
 
 from service import access, keys
@@ -294,6 +296,18 @@ def test_a_token_is_of_its_job_and_its_time():
     assert not token_holds(token, "job", "secrets")
     assert not token_holds(token.replace(str(expiry), str(expiry + 1)), "job", "secret")
     assert not token_holds(make_token("job", "secret", 0)[0], "job", "secret")
+
+
+@given(st.text() | st.from_regex(access._TOKEN, fullmatch=True))
+def test_no_other_text_is_a_token(text):
+    assert not token_holds(text, "job", "secret")
+
+
+@given(st.integers(0, 53), st.characters())
+def test_a_token_with_a_letter_changed_is_none(at, letter):
+    token, _ = make_token("job", "secret", 100)
+    forged = token[:at] + letter + token[at + 1 :]
+    assert token_holds(forged, "job", "secret") == (forged == token)
 
 
 async def test_secrets_are_compared_in_constant_time(ring, alice, monkeypatch):
