@@ -6,20 +6,23 @@ import asyncio
 import math
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from service import uploads
+from service.access import Caller, TheCaller, make_token, visitor, welcome
 from service.errors import Problem, draining, unknown_job
-from service.jobs import Queue
+from service.jobs import JOB_ID, Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
 from service.schemas import (
@@ -29,6 +32,7 @@ from service.schemas import (
     FileDocument,
     HealthDocument,
     JobDocument,
+    LinkDocument,
     ModelDocument,
     ModelEntry,
     ModelsDocument,
@@ -42,7 +46,6 @@ from service.settings import Settings
 from service.storage import Storage, result_path
 from service.watch import Watcher
 
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 LONGEST_WAIT = 300.0
 """Seconds that `Prefer: wait` may ask for."""
 CANCEL_WAIT = 2.0
@@ -62,8 +65,8 @@ class Backend:
     metrics: ApiMetrics
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
-    receiving: int = 0
-    """Uploads that are being received."""
+    receiving: Counter[str] = field(default_factory=Counter)
+    """Uploads that are being received, by API key."""
 
     async def models(self) -> list[ModelDocument]:
         """What the living workers serve; without one, what is installed here. Exactly one is the default."""
@@ -92,26 +95,30 @@ class Backend:
         return [], workers
 
     @asynccontextmanager
-    async def place(self, idempotency_key: str | None) -> AsyncIterator[None]:
-        """Room for one more job, before anything of it is read. Raises Problem 429 or 503 where there is none."""
+    async def place(self, caller: Caller, idempotency_key: str | None) -> AsyncIterator[None]:
+        """Room for one more job of the caller, before it is read. Raises Problem 429 or 503 where there is none."""
         if self.watcher.stopping:
             raise draining()
-        known = idempotency_key is not None and await self.queue.known(idempotency_key)
+        known = idempotency_key is not None and await self.queue.known(idempotency_key, caller.key)
         if not known:
             if self.settings.require_worker and not await self.queue.workers():
                 raise Problem(503, "no-worker", "No worker is running.", "Try again soon.", retry_after=5)
             depth, _ = await self.queue.depth()
-            if depth + self.receiving >= self.settings.queue_limit:
+            if depth + self.receiving.total() >= self.settings.queue_limit:
                 raise queue_full()
-        if self.receiving >= self.settings.max_uploads:
+            if caller.key:
+                held = await self.queue.held(caller.key)
+                if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
+                    raise too_many_jobs(self.settings)
+        if self.receiving.total() >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
             )
-        self.receiving += 1
+        self.receiving[caller.key] += 1
         try:
             yield
         finally:
-            self.receiving -= 1
+            self.receiving[caller.key] -= 1
 
 
 def _state(worker: WorkerDocument) -> str:
@@ -124,14 +131,26 @@ def queue_full() -> Problem:
     return Problem(429, "queue-full", "The queue is full.", "Try again later.", retry_after=10)
 
 
+def too_many_jobs(settings: Settings) -> Problem:
+    most = settings.jobs_per_key
+    return Problem(
+        429,
+        "too-many-jobs",
+        f"This API key has {most} jobs waiting or running, as many as it may.",
+        "Wait for some of them to end, or cancel some.",
+        retry_after=5,
+        headers={"RateLimit-Policy": f'"jobs";q={most}', "RateLimit": '"jobs";r=0'},
+    )
+
+
 def backend(request: Request) -> Backend:
     found: Backend = request.app.state.backend
     return found
 
 
-async def job_document(id: str, request: Request) -> JobDocument:
-    """The job of the address. Problem 404 where it is unknown."""
-    document = await backend(request).queue.document(id) if JOB_ID.fullmatch(id) else None
+async def job_document(id: str, request: Request, caller: TheCaller) -> JobDocument:
+    """The job of the address. Problem 404 where it is unknown, or another's than the caller's."""
+    document = await backend(request).queue.document(id, caller.key) if JOB_ID.fullmatch(id) else None
     if document is None:
         raise unknown_job()
     return document
@@ -177,13 +196,14 @@ async def reconstruct(
     request: Request,
     response: Response,
     backend: TheBackend,
+    caller: TheCaller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     prefer: Annotated[str, Header(description="`wait=N`: answer when the job has ended, or after N seconds")] = "",
 ) -> JobDocument:
     """Queue a reconstruction of at least two photos of one place."""
     wait = _wished_wait(prefer)
-    async with backend.place(idempotency_key):
-        job = await _accept(request, backend, idempotency_key)
+    async with backend.place(caller, idempotency_key):
+        job = await _accept(request, backend, caller, idempotency_key)
     document = await backend.watcher.finished(job, wait) if wait else await backend.queue.document(job)
     if document is None:
         raise unknown_job()
@@ -195,7 +215,7 @@ async def reconstruct(
     return document
 
 
-async def _accept(request: Request, backend: Backend, idempotency_key: str | None) -> str:
+async def _accept(request: Request, backend: Backend, caller: Caller, idempotency_key: str | None) -> str:
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
     form = await uploads.read_form(request, backend.settings)
@@ -209,6 +229,7 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
             order.model,
             order.options,
             order.photos,
+            key=caller.key,
             idempotency_key=idempotency_key,
             fingerprint=order.fingerprint,
         )
@@ -219,6 +240,8 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
             await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
     if verdict == "full":
         raise queue_full()
+    if verdict == "held":
+        raise too_many_jobs(backend.settings)
     if verdict == "conflict":
         raise Problem(
             409,
@@ -262,18 +285,22 @@ def _hint(response: Response, document: JobDocument) -> None:
 
 
 @router.get("/jobs/{id}")
-async def get_job(response: Response, job: TheJob) -> JobDocument:
+async def get_job(response: Response, job: TheJob, caller: TheCaller) -> JobDocument:
     """A job's document."""
     _hint(response, job)
     response.headers["Cache-Control"] = "no-store"
-    return job
+    return caller.sees(job)
 
 
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse)
-async def job_events(job: TheJob, backend: TheBackend) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    request: Request, job: TheJob, backend: TheBackend, caller: TheCaller
+) -> AsyncIterator[ServerSentEvent]:
     """Server-Sent Events: `status` with the job's document at once and at every change; ends after the final one."""
     async for document in backend.watcher.documents(job.id):
-        yield ServerSentEvent(event="status", raw_data=document.model_dump_json(), retry=2000)
+        if not await welcome(request):
+            return
+        yield ServerSentEvent(event="status", raw_data=caller.sees(document).model_dump_json(), retry=2000)
 
 
 @router.post("/jobs/{id}/cancel")
@@ -281,6 +308,29 @@ async def cancel_job(job: TheJob, backend: TheBackend) -> JobDocument:
     """Cancel a queued or running job. One that has already ended stays as it is."""
     await _cancel(job, backend)
     return await backend.queue.document(job.id) or job
+
+
+@router.post("/jobs/{id}/links", status_code=201)
+async def make_link(
+    response: Response,
+    job: TheJob,
+    backend: TheBackend,
+    seconds: Annotated[int, Query(ge=1, le=604_800, description="For how long")] = 3600,
+) -> LinkDocument:
+    """Addresses that let whoever has them read this job and its files, for a time, without a key."""
+    secret = await backend.queue.link_secret(job.id, secrets.token_hex(32))
+    if secret is None:
+        raise unknown_job()
+    token, expiry = make_token(job.id, secret, seconds)
+    seen = Caller(token=token).sees(job)
+    response.headers["Cache-Control"] = "no-store"
+    return LinkDocument(expires_at=datetime.fromtimestamp(expiry, UTC), token=token, links=seen.links, files=seen.files)
+
+
+@router.delete("/jobs/{id}/links", status_code=204)
+async def delete_links(job: TheJob, backend: TheBackend) -> None:
+    """Take every link to the job back."""
+    await backend.queue.unlink(job.id)
 
 
 @router.delete("/jobs/{id}", status_code=204)
@@ -327,7 +377,6 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         "Content-Disposition": f'attachment; filename="{file.name}"',
-        "X-Content-Type-Options": "nosniff",
     }
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
@@ -410,8 +459,8 @@ async def readyz(response: Response, backend: TheBackend) -> ReadinessDocument:
 
 
 @router.get("/health", responses={503: {"model": HealthDocument, "description": "Not ready, and why"}})
-async def health(response: Response, backend: TheBackend) -> HealthDocument:
-    """Readiness, the queue's depth and the workers in one document."""
+async def health(request: Request, response: Response, backend: TheBackend) -> HealthDocument:
+    """Readiness, the queue's depth and, for who may see them, the workers in one document."""
     reasons, workers = await backend.readiness()
     try:
         depth, waiting = await backend.queue.depth()
@@ -419,7 +468,8 @@ async def health(response: Response, backend: TheBackend) -> HealthDocument:
     except (RedisError, OSError):
         queue = None
     response.status_code = 503 if reasons else 200
-    return HealthDocument(ready=not reasons, reasons=reasons, queue=queue, workers=workers)
+    known = await visitor(request) is not None
+    return HealthDocument(ready=not reasons, reasons=reasons, queue=queue, workers=workers if known else None)
 
 
 @router.get("/metrics", response_class=Response)

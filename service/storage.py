@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """`uploads/<job>/<index>` and `jobs/<job>/<attempt>/<file>` under one folder. Writes are atomic."""
+    """`uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>`, `keys/<id>.json` under one folder. Writes are atomic."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,12 @@ class Storage:
                 for found in page:
                     with contextlib.suppress(FileNotFoundError):
                         await obstore.delete_async(self._store, found["path"])
+
+    async def names(self, folder: str) -> list[str]:
+        """Names of the objects right under `folder`."""
+        with _os_errors(folder):
+            found = await obstore.list_with_delimiter_async(self._store, folder)
+        return [entry["path"].rpartition("/")[2] for entry in found["objects"]]
 
     async def jobs(self, part: str, *, older_than: float = 0.0) -> list[str]:
         """Ids of the jobs with objects in `part` (`uploads` or `jobs`), all of them older than so many seconds."""
