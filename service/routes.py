@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
-from service import uploads
+from service import intake, uploads
 from service.errors import Problem, draining, unknown_job
 from service.jobs import Queue
 from service.metrics import ApiMetrics
@@ -138,7 +138,7 @@ router = APIRouter(
 _properties = Options.model_json_schema()["properties"]
 _FORM = {
     "type": "object",
-    "required": ["images"],
+    "oneOf": [{"required": [way]} for way in uploads.FILES],
     "additionalProperties": False,
     "properties": {
         "images": {
@@ -146,6 +146,11 @@ _FORM = {
             "items": {"type": "string", "format": "binary"},
             "minItems": 2,
             "description": "Photos of one place: JPEG, PNG, WebP, HEIC, AVIF, TIFF or BMP.",
+        },
+        "archive": {
+            "type": "string",
+            "format": "binary",
+            "description": "Or one zip file of them, taken in the natural order of their names.",
         },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
@@ -192,9 +197,15 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
     form = await uploads.read_form(request, backend.settings)
     kept = False
     try:
-        name, options, photos = uploads.read_fields(form, backend.settings)
-        model = choose_model(await backend.models(), name, len(photos))
-        order = await uploads.store(job, model, options, photos, backend.settings, backend.storage, backend.places)
+        wish = uploads.read_fields(form)
+        models = await backend.models()
+        model = choose_model(models, wish.model)
+        photos = await intake.photos(wish, backend.settings)
+        uploads.check_count(len(photos), wish.options, backend.settings)
+        check_views(model, len(photos), models)
+        order = await uploads.store(
+            job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
+        )
         verdict, found = await backend.queue.enqueue(
             job,
             order.model,
@@ -220,12 +231,17 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
     return found
 
 
-def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> str:
-    """The model to use for so many photos. Problem 422 where it is unknown or cannot take them."""
+def choose_model(models: list[ModelDocument], name: str | None) -> ModelDocument:
+    """The model to use. Problem 422 where it is unknown."""
     chosen = next((model for model in models if (model.default if name is None else model.name == name)), None)
     if chosen is None:
         known = ", ".join(model.name for model in models)
         raise Problem(422, "unknown-model", f"There is no model {str(name)[:40]!r}.", f"The models are {known}.")
+    return chosen
+
+
+def check_views(chosen: ModelDocument, photos: int, models: list[ModelDocument]) -> None:
+    """Problem 422 where the chosen model cannot take so many photos."""
     if photos < chosen.min_views:
         raise Problem(422, "too-few-photos", f"{chosen.name} needs at least {chosen.min_views} photos.")
     if photos > chosen.max_views:
@@ -237,7 +253,6 @@ def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> 
             f"{chosen.name} takes at most {chosen.max_views} photos.",
             f"Choose photos that overlap and together show the whole place{instead}.",
         )
-    return chosen.name
 
 
 def _wished_wait(prefer: str) -> float:

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,6 +60,15 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (96, 72)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def zipped(contents: dict[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip file of contents by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
     return buffer.getvalue()
 
 
