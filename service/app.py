@@ -19,7 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tus
 from service.errors import Problem
+from service.incoming import Incoming
 from service.jobs import Queue
 from service.metrics import ApiMetrics
 from service.models import Registry
@@ -42,10 +44,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = Queue(settings)
         watcher = Watcher(queue)
+        storage = Storage(settings.data_dir)
+        incoming = Incoming(settings, storage)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
-            storage=Storage(settings.data_dir),
+            storage=storage,
+            incoming=incoming,
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,
@@ -59,10 +64,12 @@ def create_app(settings: Settings) -> FastAPI:
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
+            await incoming.close()
             await queue.close()
 
     app = FastAPI(title="Scenelift", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.include_router(router)
+    app.include_router(tus.router)
     app.add_middleware(_Measured, metrics=metrics)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_error)

@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -243,10 +243,10 @@ class Queue:
         waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
         return depth, waiting
 
-    async def known(self, idempotency_key: str) -> bool:
-        """Whether this key has already made a job that still exists."""
-        job = await self._redis.hget(_idempotency_key(idempotency_key), "id")
-        return job is not None and bool(await self._redis.exists(_job_key(job)))
+    async def made(self, idempotency_key: str) -> tuple[str, str] | None:
+        """The job that this key has made, where it still exists, and the fingerprint of its request."""
+        job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key), "id", "fingerprint")
+        return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 
     async def enqueue(
         self,
@@ -394,9 +394,9 @@ class Queue:
         interval = max(1, int(self._settings.sweep_seconds * 1000))
         return bool(await self._redis.set(f"{PREFIX}:sweep", 1, nx=True, px=interval))
 
-    async def missing(self, jobs: list[str]) -> list[str]:
-        """Those of `jobs` that have no record (any more)."""
-        return [job for job in jobs if not await self._redis.exists(_job_key(job))]
+    async def missing(self, ids: list[str], kind: Literal["job", "upload"] = "job") -> list[str]:
+        """Those of `ids` that have no record (any more)."""
+        return [id for id in ids if not await self._redis.exists(f"{PREFIX}:{kind}:{id}")]
 
     async def ended(self, job: str) -> bool:
         """Whether the job has ended or is gone."""

@@ -6,9 +6,9 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from service import intake, uploads
 from service.errors import Problem, draining, unknown_job
+from service.incoming import Incoming
 from service.jobs import Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
@@ -56,6 +57,7 @@ class Backend:
     settings: Settings
     queue: Queue
     storage: Storage
+    incoming: Incoming
     registry: Registry
     watcher: Watcher
     metrics: ApiMetrics
@@ -93,13 +95,19 @@ class Backend:
         """Room for one more job, before anything of it is read. Raises Problem 429 or 503 where there is none."""
         if self.watcher.stopping:
             raise draining()
-        known = idempotency_key is not None and await self.queue.known(idempotency_key)
+        known = idempotency_key is not None and await self.queue.made(idempotency_key) is not None
         if not known:
             if self.settings.require_worker and not await self.queue.workers():
                 raise Problem(503, "no-worker", "No worker is running.", "Try again soon.", retry_after=5)
             depth, _ = await self.queue.depth()
             if depth + self.receiving >= self.settings.queue_limit:
                 raise queue_full()
+        async with self.receive():
+            yield
+
+    @asynccontextmanager
+    async def receive(self) -> AsyncIterator[None]:
+        """Room for one more body. Raises Problem 429 where there is none."""
         if self.receiving >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
@@ -132,13 +140,14 @@ TheBackend = Annotated[Backend, Depends(backend)]
 TheJob = Annotated[JobDocument, Depends(job_document)]
 
 _problem = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
-router = APIRouter(
-    responses={"default": {"description": "What went wrong", "content": {"application/problem+json": _problem}}}
-)
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "What went wrong", "content": {"application/problem+json": _problem}}
+}
+router = APIRouter(responses=PROBLEMS)
 _properties = Options.model_json_schema()["properties"]
 _FORM = {
     "type": "object",
-    "oneOf": [{"required": [way]} for way in uploads.FILES],
+    "oneOf": [{"required": [way]} for way in uploads.WAYS],
     "additionalProperties": False,
     "properties": {
         "images": {
@@ -151,6 +160,11 @@ _FORM = {
             "type": "string",
             "format": "binary",
             "description": "Or one zip file of them, taken in the natural order of their names.",
+        },
+        "uploads": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Or ids of resumable uploads, comma-separated or repeated: photos in order, or one archive.",
         },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
@@ -194,41 +208,55 @@ async def reconstruct(
 async def _accept(request: Request, backend: Backend, idempotency_key: str | None) -> str:
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
-    form = await uploads.read_form(request, backend.settings)
     kept = False
-    try:
+    async with AsyncExitStack() as stack:
+        form = await uploads.read_form(request, backend.settings)
+        stack.push_async_callback(form.close)
         wish = uploads.read_fields(form)
+        if idempotency_key is not None and wish.uploads:  # which are used up, if this request is a second try
+            made = await backend.queue.made(idempotency_key)
+            if made is not None:
+                if made[1] != wish.fingerprint():
+                    raise idempotency_conflict()
+                return made[0]
         models = await backend.models()
         model = choose_model(models, wish.model)
-        photos = await intake.photos(wish, backend.settings)
-        uploads.check_count(len(photos), wish.options, backend.settings)
-        check_views(model, len(photos), models)
-        order = await uploads.store(
-            job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
-        )
-        verdict, found = await backend.queue.enqueue(
-            job,
-            order.model,
-            order.options,
-            order.photos,
-            idempotency_key=idempotency_key,
-            fingerprint=order.fingerprint,
-        )
-        kept = verdict == "new"
-    finally:
-        await form.close()
-        if not kept:
-            await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
+        try:
+            photos = await intake.photos(wish, backend.settings, backend.incoming, stack)
+            uploads.check_count(len(photos), wish.options, backend.settings)
+            check_views(model, len(photos), models)
+            order = await uploads.store(
+                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
+            )
+            verdict, found = await backend.queue.enqueue(
+                job,
+                order.model,
+                order.options,
+                order.photos,
+                idempotency_key=idempotency_key,
+                fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
+            )
+            kept = verdict == "new"
+        finally:
+            if not kept:
+                await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
     if verdict == "full":
         raise queue_full()
     if verdict == "conflict":
-        raise Problem(
-            409,
-            "idempotency-conflict",
-            "This Idempotency-Key was used for another request.",
-            "Use a new key for a new request.",
-        )
+        raise idempotency_conflict()
+    if kept:
+        for upload in wish.uploads:
+            await backend.incoming.remove(upload)
     return found
+
+
+def idempotency_conflict() -> Problem:
+    return Problem(
+        409,
+        "idempotency-conflict",
+        "This Idempotency-Key was used for another request.",
+        "Use a new key for a new request.",
+    )
 
 
 def choose_model(models: list[ModelDocument], name: str | None) -> ModelDocument:

@@ -19,8 +19,10 @@ from service.schemas import OUTPUTS, Options
 from service.settings import Settings
 from service.storage import Storage, upload_path
 
-FIELDS = ("model", *Options.model_fields)
 FILES = ("images", "archive")
+FIELDS = ("uploads", "model", *Options.model_fields)
+WAYS = (*FILES, "uploads")
+"""The parts of a form that hold photos or name them."""
 MOST_FIELDS = 32
 """Parts of a form beside its photos."""
 FIELD_BYTES = 4096
@@ -35,6 +37,13 @@ class Wish:
     options: Options
     images: tuple[UploadFile, ...] = ()
     archive: UploadFile | None = None
+    uploads: tuple[str, ...] = ()
+    """Ids of resumable uploads."""
+
+    def fingerprint(self) -> str:
+        """The same for the same request; of one that names uploads, which do not change once they are complete."""
+        description = [self.model, self.options.model_dump(mode="json"), self.uploads]
+        return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +127,8 @@ def read_fields(form: FormData) -> Wish:
                 f"There is no field {name[:40]!r}.",
                 f"The fields are images (files, repeated), archive (a file), {', '.join(FIELDS)}.",
             )
-    outputs = [name.strip() for text in fields.pop("outputs", []) for name in text.split(",") if name.strip()]
-    ways = list(files)
+    outputs, resumed = (_listed(fields.pop(name, [])) for name in ("outputs", "uploads"))
+    ways = [*files, *(["uploads"] if resumed else [])]
     if len(ways) > 1:
         raise Problem(
             422, "mixed-photos", f"The photos come in {len(ways)} ways: {', '.join(ways)}.", "Send them in one of them."
@@ -144,7 +153,13 @@ def read_fields(form: FormData) -> Wish:
         options,
         images=tuple(files.get("images", ())),
         archive=next(iter(files.get("archive", ())), None),
+        uploads=tuple(resumed),
     )
+
+
+def _listed(texts: list[str]) -> list[str]:
+    """What is given comma-separated, repeated, or both."""
+    return [item.strip() for text in texts for item in text.split(",") if item.strip()]
 
 
 def check_count(photos: int, options: Options, settings: Settings) -> None:

@@ -116,7 +116,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def stored(settings: Settings) -> list[str]:
     """Every photo and result on disk."""
-    parts = [settings.data_dir / part for part in ("uploads", "jobs")]
+    parts = [settings.data_dir / part for part in ("incoming", "uploads", "jobs")]
     # os.walk passes over folders that go while it looks.
     files = [Path(folder) / name for part in parts for folder, _, names in os.walk(part) for name in names]
     return sorted(str(path.relative_to(settings.data_dir)) for path in files)
