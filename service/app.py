@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import tus
 from service.errors import Problem
 from service.incoming import Incoming
+from service.intake import Intake
 from service.jobs import Queue
 from service.metrics import ApiMetrics
 from service.models import Registry
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
             queue=queue,
             storage=storage,
             incoming=incoming,
+            intake=Intake(settings, incoming, films=asyncio.Semaphore(1)),
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,

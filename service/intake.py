@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import IO, Literal
 
-from service import archive
+from service import archive, video
 from service.errors import Problem
 from service.images import Source
 from service.incoming import Incoming, Upload
@@ -15,44 +16,79 @@ from service.settings import Settings
 from service.uploads import Wish
 
 
-async def photos(wish: Wish, settings: Settings, incoming: Incoming, stack: AsyncExitStack) -> list[Source]:
-    """The photos that a request sent or named, in order, to be read until the stack is closed. Raises `Problem`."""
-    if wish.uploads:
-        return await _uploaded(await _found(wish.uploads, settings, incoming), settings, incoming, stack)
-    if wish.archive is not None:
-        return await asyncio.to_thread(archive.photos, wish.archive.file, settings)
-    return [_source(file.filename or "", file.file) for file in wish.images]
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What the ways in need."""
+
+    settings: Settings
+    incoming: Incoming
+    films: asyncio.Semaphore
+    """One for each film that may be decoded at the same time."""
+
+    async def photos(self, wish: Wish, most: int, stack: AsyncExitStack) -> list[Source]:
+        """The photos that a request sent or named, in order, to be read until the stack is closed; of a video, at most
+        `most`. Raises `Problem`."""
+        if wish.uploads:
+            return await self._uploaded(wish, most, stack)
+        if wish.archive is not None:
+            return await asyncio.to_thread(archive.photos, wish.archive.file, self.settings)
+        if wish.video is not None:
+            return await self._filmed(wish.video.file, wish.frames, most, stack)
+        return [_source(file.filename or "", file.file) for file in wish.images]
+
+    async def _filmed(self, film: IO[bytes], wished: int | None, most: int, stack: AsyncExitStack) -> list[Source]:
+        """The frames of a video that are worth reconstructing from."""
+        limits = frame_limits(self.settings, wished, most)
+        async with self.films:
+            frames = await asyncio.to_thread(video.frames, film, limits)
+        stack.callback(frames.close)
+        return await asyncio.to_thread(archive.photos, frames, self.settings)
+
+    async def _uploaded(self, wish: Wish, most: int, stack: AsyncExitStack) -> list[Source]:
+        """Resumable uploads: photos, or one archive or video."""
+        uploads = await _found(wish.uploads, self.settings, self.incoming)
+        files: list[IO[bytes]] = []
+        for upload in uploads:
+            try:
+                files.append(await self.incoming.open(upload))
+            except FileNotFoundError as error:
+                raise _unknown(upload.id) from error
+            stack.callback(files[-1].close)
+        if len(files) == 1:
+            head = files[0].read(64)
+            files[0].seek(0)
+            match kind(head):
+                case "archive":
+                    return await asyncio.to_thread(archive.photos, files[0], self.settings)
+                case "video":
+                    return await self._filmed(files[0], wish.frames, most, stack)
+        most_bytes = self.settings.max_file_bytes
+        for upload in uploads:
+            if upload.length > most_bytes:
+                raise Problem(
+                    413,
+                    "file-too-large",
+                    f"The photo of upload {upload.id} is larger than {most_bytes / (1 << 20):.4g} MiB.",
+                    "Send the photo at a lower resolution, or as JPEG.",
+                )
+        return [_source(upload.name, file) for upload, file in zip(uploads, files, strict=True)]
 
 
-def kind(head: bytes) -> Literal["archive", "photo"]:
+def kind(head: bytes) -> Literal["archive", "video", "photo"]:
     """What a file is, by its first bytes, where nobody says it. Whether it really is that its reader tells."""
-    return "archive" if head[:4] in (b"PK\3\4", b"PK\5\6") else "photo"
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
+        return "archive"
+    return "video" if video.demuxer(head) else "photo"
 
 
-async def _uploaded(
-    uploads: list[Upload], settings: Settings, incoming: Incoming, stack: AsyncExitStack
-) -> list[Source]:
-    files: list[IO[bytes]] = []
-    for upload in uploads:
-        try:
-            files.append(await incoming.open(upload))
-        except FileNotFoundError as error:
-            raise _unknown(upload.id) from error
-        stack.callback(files[-1].close)
-    if len(files) == 1:
-        head = files[0].read(64)
-        files[0].seek(0)
-        if kind(head) == "archive":
-            return await asyncio.to_thread(archive.photos, files[0], settings)
-    for upload in uploads:
-        if upload.length > settings.max_file_bytes:
-            raise Problem(
-                413,
-                "file-too-large",
-                f"The photo of upload {upload.id} is larger than {settings.max_file_bytes / (1 << 20):.4g} MiB.",
-                "Send the photo at a lower resolution, or as JPEG.",
-            )
-    return [_source(upload.name, file) for upload, file in zip(uploads, files, strict=True)]
+def frame_limits(settings: Settings, wished: int | None, most: int) -> video.Limits:
+    """How a video is decoded. Problem 422 where more frames are wished for than the model takes."""
+    most = min(most, settings.max_photos)
+    if wished is not None and wished > most:
+        raise Problem(422, "invalid-field", f"frames: At most {most} can be taken.", "Ask for fewer.")
+    return video.Limits(
+        wished or min(video.USUAL, most), settings.max_video_seconds, settings.max_pixels, settings.video_cpu_seconds
+    )
 
 
 async def _found(ids: tuple[str, ...], settings: Settings, incoming: Incoming) -> list[Upload]:

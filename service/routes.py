@@ -16,9 +16,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
-from service import intake, uploads
+from service import uploads
 from service.errors import Problem, draining, unknown_job
 from service.incoming import Incoming
+from service.intake import Intake
 from service.jobs import Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
@@ -58,6 +59,7 @@ class Backend:
     queue: Queue
     storage: Storage
     incoming: Incoming
+    intake: Intake
     registry: Registry
     watcher: Watcher
     metrics: ApiMetrics
@@ -161,10 +163,16 @@ _FORM = {
             "format": "binary",
             "description": "Or one zip file of them, taken in the natural order of their names.",
         },
+        "video": {
+            "type": "string",
+            "format": "binary",
+            "description": "Or a video: MP4, MOV, WebM or MKV. Sharp frames between which the camera moves are taken.",
+        },
+        "frames": {"type": "integer", "minimum": 2, "description": "Frames to take of the video, at most."},
         "uploads": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "Or ids of resumable uploads, comma-separated or repeated: photos in order, or one archive.",
+            "description": "Or ids of resumable uploads, comma-separated or repeated: photos, an archive, a video.",
         },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
@@ -222,7 +230,7 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
         models = await backend.models()
         model = choose_model(models, wish.model)
         try:
-            photos = await intake.photos(wish, backend.settings, backend.incoming, stack)
+            photos = await backend.intake.photos(wish, model.max_views, stack)
             uploads.check_count(len(photos), wish.options, backend.settings)
             check_views(model, len(photos), models)
             order = await uploads.store(

@@ -19,8 +19,8 @@ from service.schemas import OUTPUTS, Options
 from service.settings import Settings
 from service.storage import Storage, upload_path
 
-FILES = ("images", "archive")
-FIELDS = ("uploads", "model", *Options.model_fields)
+FILES = ("images", "archive", "video")
+FIELDS = ("uploads", "model", "frames", *Options.model_fields)
 WAYS = (*FILES, "uploads")
 """The parts of a form that hold photos or name them."""
 MOST_FIELDS = 32
@@ -37,12 +37,15 @@ class Wish:
     options: Options
     images: tuple[UploadFile, ...] = ()
     archive: UploadFile | None = None
+    video: UploadFile | None = None
     uploads: tuple[str, ...] = ()
     """Ids of resumable uploads."""
+    frames: int | None = None
+    """How many frames to take of a video, at most, where that was given."""
 
     def fingerprint(self) -> str:
         """The same for the same request; of one that names uploads, which do not change once they are complete."""
-        description = [self.model, self.options.model_dump(mode="json"), self.uploads]
+        description = [self.model, self.options.model_dump(mode="json"), self.uploads, self.frames]
         return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
@@ -125,7 +128,7 @@ def read_fields(form: FormData) -> Wish:
                 422,
                 "unknown-field",
                 f"There is no field {name[:40]!r}.",
-                f"The fields are images (files, repeated), archive (a file), {', '.join(FIELDS)}.",
+                f"The fields are images (files, repeated), archive or video (a file), {', '.join(FIELDS)}.",
             )
     outputs, resumed = (_listed(fields.pop(name, [])) for name in ("outputs", "uploads"))
     ways = [*files, *(["uploads"] if resumed else [])]
@@ -143,6 +146,7 @@ def read_fields(form: FormData) -> Wish:
         )
     values: dict[str, object] = {name: values[0] for name, values in fields.items()}
     model = str(values.pop("model", "")).strip() or None
+    frames = _frames(str(values.pop("frames", "")).strip(), ways)
     try:
         options = Options.model_validate(values | {"outputs": tuple(dict.fromkeys(outputs))})
     except ValidationError as error:
@@ -153,8 +157,20 @@ def read_fields(form: FormData) -> Wish:
         options,
         images=tuple(files.get("images", ())),
         archive=next(iter(files.get("archive", ())), None),
+        video=next(iter(files.get("video", ())), None),
         uploads=tuple(resumed),
+        frames=frames,
     )
+
+
+def _frames(text: str, ways: list[str]) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 2 <= int(text[:5]) <= 9999):
+        raise Problem(422, "invalid-field", "frames: Input should be a number of frames, at least 2.")
+    if ways and ways[0] not in ("video", "uploads"):
+        raise Problem(422, "invalid-field", "frames: Only a video has frames to choose from.")
+    return int(text)
 
 
 def _listed(texts: list[str]) -> list[str]:
