@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tus
 from service.errors import Problem
+from service.fetch import Fetcher
 from service.incoming import Incoming
 from service.intake import Intake
 from service.jobs import Queue
@@ -52,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
             queue=queue,
             storage=storage,
             incoming=incoming,
-            intake=Intake(settings, incoming, films=asyncio.Semaphore(1)),
+            intake=Intake(settings, incoming, Fetcher(settings), films=asyncio.Semaphore(1)),
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,

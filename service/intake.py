@@ -10,6 +10,7 @@ from typing import IO, Literal
 
 from service import archive, video
 from service.errors import Problem
+from service.fetch import Fetcher
 from service.images import Source
 from service.incoming import Incoming, Upload
 from service.settings import Settings
@@ -22,6 +23,7 @@ class Intake:
 
     settings: Settings
     incoming: Incoming
+    fetcher: Fetcher
     films: asyncio.Semaphore
     """One for each film that may be decoded at the same time."""
 
@@ -30,6 +32,11 @@ class Intake:
         `most`. Raises `Problem`."""
         if wish.uploads:
             return await self._uploaded(wish, most, stack)
+        if wish.urls:
+            fetched = await self.fetcher.fetch_all(wish.urls)
+            for _, file in fetched:
+                stack.callback(file.close)
+            return [_source(name, file) for name, file in fetched]
         if wish.archive is not None:
             return await asyncio.to_thread(archive.photos, wish.archive.file, self.settings)
         if wish.video is not None:

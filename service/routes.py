@@ -174,6 +174,11 @@ _FORM = {
             "items": {"type": "string"},
             "description": "Or ids of resumable uploads, comma-separated or repeated: photos, an archive, a video.",
         },
+        "image_urls": {
+            "type": "array",
+            "items": {"type": "string", "format": "uri"},
+            "description": "Or addresses of photos, repeated or with spaces between, where this service fetches any.",
+        },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
         "outputs": {

@@ -20,8 +20,8 @@ from service.settings import Settings
 from service.storage import Storage, upload_path
 
 FILES = ("images", "archive", "video")
-FIELDS = ("uploads", "model", "frames", *Options.model_fields)
-WAYS = (*FILES, "uploads")
+FIELDS = ("uploads", "image_urls", "model", "frames", *Options.model_fields)
+WAYS = (*FILES, "uploads", "image_urls")
 """The parts of a form that hold photos or name them."""
 MOST_FIELDS = 32
 """Parts of a form beside its photos."""
@@ -40,6 +40,8 @@ class Wish:
     video: UploadFile | None = None
     uploads: tuple[str, ...] = ()
     """Ids of resumable uploads."""
+    urls: tuple[str, ...] = ()
+    """Addresses of photos."""
     frames: int | None = None
     """How many frames to take of a video, at most, where that was given."""
 
@@ -131,7 +133,9 @@ def read_fields(form: FormData) -> Wish:
                 f"The fields are images (files, repeated), archive or video (a file), {', '.join(FIELDS)}.",
             )
     outputs, resumed = (_listed(fields.pop(name, [])) for name in ("outputs", "uploads"))
-    ways = [*files, *(["uploads"] if resumed else [])]
+    urls = [url for text in fields.pop("image_urls", []) for url in text.split()]
+    named = {"uploads": resumed, "image_urls": urls}
+    ways = [*files, *(name for name, items in named.items() if items)]
     if len(ways) > 1:
         raise Problem(
             422, "mixed-photos", f"The photos come in {len(ways)} ways: {', '.join(ways)}.", "Send them in one of them."
@@ -159,6 +163,7 @@ def read_fields(form: FormData) -> Wish:
         archive=next(iter(files.get("archive", ())), None),
         video=next(iter(files.get("video", ())), None),
         uploads=tuple(resumed),
+        urls=tuple(urls),
         frames=frames,
     )
 
