@@ -109,6 +109,8 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         return await _Parser(request, settings).parse()
     except MultiPartException as error:
         raise Problem(400, "malformed-form", f"The form cannot be read: {error.message}") from error
+    except UnicodeError as error:  # a charset such as punycode, which has errors of its own
+        raise Problem(400, "malformed-form", "The form cannot be read in the charset that it names.") from error
     except ClientDisconnect as error:
         raise Problem(400, "upload-interrupted", "The connection was closed during the upload.") from error
 
