@@ -17,6 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tus
@@ -158,8 +159,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         problem = Problem(404, "not-found", "There is nothing at this address.", "GET /docs lists what there is.")
     elif error.status_code == 405:
+        # Starlette names the methods of the first route of this address alone.
+        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted({method for route in here for method in getattr(route, "methods", None) or ()}))
         problem = Problem(
-            405, "method-not-allowed", f"{request.method} cannot be used here.", headers=dict(error.headers or {})
+            405, "method-not-allowed", f"{request.method} cannot be used here.", headers={"Allow": allowed}
         )
     else:
         problem = Problem(error.status_code, "bad-request", str(error.detail), headers=dict(error.headers or {}))

@@ -36,21 +36,13 @@ CHECKSUM_MISMATCH = 460
 
 
 class _TusRoute(APIRoute):
-    """Requests name the protocol's version, and so do answers, refusals among them."""
+    """Answers name the protocol's version, refusals among them."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_tus(request: Request) -> Response:
             try:
-                if request.method != "OPTIONS" and request.headers.get("tus-resumable") != VERSION:
-                    raise Problem(
-                        412,
-                        "unknown-protocol",
-                        f"Uploads speak tus {VERSION}.",
-                        f"Send the header Tus-Resumable: {VERSION}.",
-                        headers={"Tus-Version": VERSION},
-                    )
                 response = await handle(request)
             except Problem as problem:
                 problem.headers["Tus-Resumable"] = VERSION
@@ -61,7 +53,19 @@ class _TusRoute(APIRoute):
         return handle_tus
 
 
-router = APIRouter(route_class=_TusRoute, responses=PROBLEMS)
+async def _same_version(request: Request, tus_resumable: Annotated[str, Header(description=VERSION)] = "") -> None:
+    """Raises Problem 412 where a request speaks another version of the protocol, or none."""
+    if tus_resumable != VERSION and request.method != "OPTIONS":
+        raise Problem(
+            412,
+            "unknown-protocol",
+            f"Uploads speak tus {VERSION}.",
+            f"Send the header Tus-Resumable: {VERSION}.",
+            headers={"Tus-Version": VERSION},
+        )
+
+
+router = APIRouter(route_class=_TusRoute, responses=PROBLEMS, dependencies=[Depends(_same_version)])
 
 
 async def upload_record(id: str, backend: TheBackend) -> Upload:
@@ -145,10 +149,12 @@ async def delete_upload(backend: TheBackend, upload: TheUpload) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/uploads/{id}", include_in_schema=False)
-async def overridden(request: Request, backend: TheBackend, upload: TheUpload) -> Response:
+@router.post("/uploads/{id}", openapi_extra=_body)
+async def overridden(
+    request: Request, backend: TheBackend, upload: TheUpload, x_http_method_override: Annotated[str, Header()] = ""
+) -> Response:
     """For clients that can send no other method: X-HTTP-Method-Override names the one they mean."""
-    match request.headers.get("x-http-method-override", "").upper():
+    match x_http_method_override.upper():
         case "PATCH":
             offset = request.headers.get("upload-offset", "")
             if not re.fullmatch(r"[0-9]{1,15}", offset):
