@@ -6,9 +6,9 @@ import pytest
 
 from model.classical.keyframes import keyframes, sharpness
 
-SIZE = (270, 480)
-FOCAL = 400.0
-K = np.array([[FOCAL, 0, 240], [0, FOCAL, 135], [0, 0, 1.0]])
+SIZE = (180, 320)
+FOCAL = 267.0
+K = np.array([[FOCAL, 0, 160], [0, FOCAL, 90], [0, 0, 1.0]])
 
 
 def texture(seed: int, size: tuple[int, int]) -> np.ndarray:
@@ -23,7 +23,7 @@ BOXES = np.kron(np.random.default_rng(2).uniform(size=(6, 14)) < 0.35, np.ones((
 
 
 def shot(x: float = 0, turn: float = 0, noise: int = 0) -> np.ndarray:
-    """(270, 480) grey: what a camera at x, turned by so many radians, sees of a wall 4 and boxes 2 before it."""
+    """(180, 320) grey: what a camera at x, turned by so many radians, sees of a wall 4 and boxes 2 before it."""
     image = np.zeros(SIZE, np.uint8)
     R = np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
     for depth, picture, mask in ((4, WALL, None), (2, BOX, BOXES)):
@@ -71,7 +71,7 @@ def test_a_still_film_yields_one_frame():
 
 @pytest.mark.parametrize("degrees", [8, 50])
 def test_a_turn_on_the_spot_is_not_taken_for_a_move(degrees):
-    turns = np.radians(np.linspace(0, degrees, 50)) - np.radians(degrees / 2)
+    turns = np.radians(np.linspace(0, degrees, 40)) - np.radians(degrees / 2)
     indices, steps = taken([shot(turn=turn, noise=i + 1) for i, turn in enumerate(turns)])
     assert not any(step.moved for step in steps[1:])
     assert len(indices) <= 4

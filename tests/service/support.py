@@ -131,3 +131,11 @@ async def ended(client: httpx.AsyncClient, job: str, seconds: float = 20) -> dic
             return document
         assert time.monotonic() < deadline, document
         await asyncio.sleep(0.02)
+
+
+async def settled(settings: Settings, seconds: float = 5) -> list[str]:
+    """Every file on disk, once a worker has removed the photos of jobs that have ended, or after so long."""
+    deadline = time.monotonic() + seconds
+    while any(path.startswith("uploads/") for path in stored(settings)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return stored(settings)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from service import archive
 from service.errors import Problem
 from service.settings import Settings
-from tests.service.support import SMALL, ended, form, jpeg, stored, zipped
+from tests.service.support import SMALL, ended, form, jpeg, settled, stored, zipped
 
 LIMITS = Settings(_env_file=None, max_photos=8, max_file_bytes=1 << 20, max_body_bytes=4 << 20)
 
@@ -155,7 +155,7 @@ async def test_a_job_from_an_archive(api, settings):
     assert answer.status_code == 202, answer.text
     assert [(view["name"], view["width"]) for view in answer.json()["views"]] == [("9.jpg", 120), ("10.jpg", 96)]
     assert (await ended(api, answer.json()["id"]))["status"] == "succeeded"
-    assert all(path.startswith("jobs/") for path in stored(settings))
+    assert all(path.startswith("jobs/") for path in await settled(settings))
 
 
 @pytest.mark.parametrize(

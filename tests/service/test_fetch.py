@@ -12,7 +12,7 @@ import pytest
 from service.errors import Problem
 from service.fetch import Fetcher, is_public
 from service.settings import Settings
-from tests.service.support import SMALL, ended, jpeg, serving, stored, working
+from tests.service.support import SMALL, ended, jpeg, serving, settled, working
 
 PUBLIC = "93.184.216.34"
 NAMES = {
@@ -228,7 +228,7 @@ async def test_a_job_from_addresses(settings):
         refused = await client.post("/reconstruct", data=inside, files=[("focal", (None, "9"))])
         assert (refused.status_code, refused.json()["type"]) == (422, "address-refused")
     assert len(asked) == 2
-    assert all(path.startswith("jobs/") for path in stored(settings))
+    assert all(path.startswith("jobs/") for path in await settled(settings))
 
 
 async def test_by_default_no_address_is_fetched(settings):

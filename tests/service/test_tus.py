@@ -11,7 +11,7 @@ import pytest
 from service import incoming, tus
 from service.incoming import Incoming
 from service.storage import Storage
-from tests.service.support import SMALL, ended, jpeg, serving, stored, working, zipped
+from tests.service.support import SMALL, ended, jpeg, serving, settled, stored, working, zipped
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = {"Content-Type": "application/offset+octet-stream"}
@@ -262,7 +262,7 @@ async def test_a_job_from_uploads(api, settings):
     assert answer.status_code == 202, answer.text
     assert [(view["name"], view["height"]) for view in answer.json()["views"]] == [("2 ä.jpg", 74), ("1 ä.jpg", 73)]
     assert (await ended(api, answer.json()["id"]))["status"] == "succeeded"
-    assert all(path.startswith("jobs/") for path in stored(settings)), "the uploads are used up"
+    assert all(path.startswith("jobs/") for path in await settled(settings)), "the uploads are used up"
     again = await api.post("/reconstruct", data=SMALL | {"uploads": ids}, files=NO_FILES)
     assert (again.status_code, again.json()["type"]) == (422, "unknown-upload")
 
