@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from model.classical.keyframes import Step
+
 USUAL = 24
 """Frames taken where nobody says how many, at most."""
 DEMUXERS = {"mov": "mov", "matroska": "matroska"}
@@ -195,18 +197,18 @@ def _confine(limits: Limits) -> None:
 
 def _choose(film: IO[bytes], limits: Limits, room: IO[bytes], answer: IO[bytes]) -> None:
     """Write the archive. Every keyframe is kept in `room` until it is known how many there are."""
-    from model.classical.keyframes import keyframes
+    from model.classical.keyframes import keyframes, thin
 
     kept: list[tuple[float, int, int]] = []
-    moved = False
+    steps: list[Step] = []
     for (frame, width), step in keyframes(_looked_at(film, limits)):
         data = _jpeg(frame, width)
-        moved = moved or (len(kept) > 0 and step.moved)
         kept.append((float(frame.time or 0.0), room.tell(), len(data)))
+        steps.append(step)
         room.write(data)
     if not kept:
         raise Problem(422, "damaged-video", "The video has no frame that can be decoded.", "Send another, or photos.")
-    if not moved:
+    if not any(step.moved for step in steps[1:]):
         what = "stands still" if len(kept) == 1 else "only turns on the spot"
         raise Problem(
             422,
@@ -214,10 +216,9 @@ def _choose(film: IO[bytes], limits: Limits, room: IO[bytes], answer: IO[bytes])
             f"The camera {what} in this video: nothing tells how far away things are.",
             "Walk past the place while filming, a step every second or two.",
         )
-    count = min(limits.frames, len(kept))
-    chosen = [kept[round(i * (len(kept) - 1) / max(1, count - 1))] for i in range(count)]
     with zipfile.ZipFile(answer, "w", zipfile.ZIP_STORED) as archive:
-        for time, start, size in chosen:
+        for index in thin(steps, limits.frames):
+            time, start, size = kept[index]
             room.seek(start)
             archive.writestr(zipfile.ZipInfo(f"{int(time // 60):02}m{time % 60:06.3f}s.jpg"), room.read(size))
 

@@ -5,7 +5,7 @@ OpenCV alone, one frame after the other: of a film of any length a handful of fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,6 +25,8 @@ LOST, LOST_TURNING = 0.4, 0.6
 film together."""
 WINDOW = 4
 """Frames looked at beyond the first that is far enough: the sharpest of them is taken."""
+TURN = 0.3
+"""What a step on which the camera only turned counts for, of one on which it moved."""
 CORNERS = 400
 FEW = 12
 """Tracks, too few to tell anything of the camera: a blank wall, a blur, a cut."""
@@ -91,6 +93,19 @@ def keyframes(frames: Iterable[tuple[T, UInt8]]) -> Iterator[tuple[T, Step]]:
     if near:
         best = max(near, key=lambda look: look.sharpness)
         yield best.frame, best.step
+
+
+def thin(steps: Sequence[Step], most: int) -> list[int]:
+    """Which of these keyframes to keep, in order, where at most so many (2 or more) are wanted: the first, the last,
+    and in between those that leave the way in even parts. A turn counts for little of it."""
+    gaps = [min(step.length, 2.0) if step.moved else TURN for step in steps]
+    kept = list(range(len(steps)))
+    while len(kept) > most:
+        # What goes is the keyframe between the two shortest gaps, which become one.
+        drop = min(range(1, len(kept) - 1), key=lambda i: gaps[kept[i]] + gaps[kept[i + 1]])
+        gaps[kept[drop + 1]] += gaps[kept[drop]]
+        del kept[drop]
+    return kept
 
 
 def sharpness(grey: UInt8) -> float:

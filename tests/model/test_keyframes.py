@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from model.classical.keyframes import keyframes, sharpness
+from model.classical.keyframes import Step, keyframes, sharpness, thin
 
 SIZE = (180, 320)
 FOCAL = 267.0
@@ -101,3 +101,16 @@ def test_short_films():
     assert taken([]) == ([], [])
     assert taken([shot()])[0] == [0]
     assert taken([shot(0), shot(0.3)])[0][0] in (0, 1)
+
+
+def test_of_many_keyframes_an_even_part_is_kept_and_few_of_a_turn():
+    move, turn = Step(0.015, 0.8), Step(0.001, 0.4)
+    assert thin([move] * 5, 9) == [0, 1, 2, 3, 4]
+    gaps = np.diff(thin([move] * 33, 9))
+    assert len(gaps) == 8
+    assert gaps.max() <= 2 * gaps.min()
+    steps = [move] * 10 + [turn] * 20 + [move] * 10
+    kept = thin(steps, 10)
+    assert (kept[0], kept[-1], len(kept)) == (0, 39, 10)
+    assert sum(10 <= i < 30 for i in kept) <= 4
+    assert thin([move] * 7, 2) == [0, 6]

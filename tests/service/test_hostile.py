@@ -26,7 +26,7 @@ from service.uploads import FIELDS, FILES, Wish, read_fields
 from tests.service.hostile import corpus
 from tests.service.support import as_environment, form
 
-SECONDS = 15.0
+SECONDS = 60.0
 """The longest that one answer may take; a film is a process of its own, on a machine that does much else."""
 GROWTH = 100 << 20
 """Bytes by which the API may grow over the whole corpus."""
