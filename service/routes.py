@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -258,8 +258,9 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
     if verdict == "conflict":
         raise idempotency_conflict()
     if kept:
-        for upload in wish.uploads:
-            await backend.incoming.remove(upload)
+        with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
+            for upload in wish.uploads:
+                await backend.incoming.remove(upload)
     return found
 
 
