@@ -12,7 +12,7 @@ $(VENV)/serve.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Scenelift needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Scenelift (about a minute) ..."
-	@$(PIP) --editable ".[worker]"
+	@$(PIP) --editable ".[worker,video]"
 	@touch $@
 
 # torch comes alone and pinned, with pip: an open range may answer with several GB of CUDA packages.
@@ -59,6 +59,7 @@ bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in do
 	@$(BIN)/python -m bench.reference
 	@$(BIN)/python -m bench.alignment
 	@$(BIN)/python -m bench.forward
+	@$(BIN)/python -m bench.film
 
 # PY=python3: with what that has installed, PyTorch for CUDA and pytest at least, and no environment of its own.
 test-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## what only a CUDA GPU can prove; fails where there is none

@@ -18,11 +18,16 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tus
 from service.access import Guard, caller, describe
 from service.errors import Problem
+from service.fetch import Fetcher
 from service.headers import HEADERS, Hardened, docs_page
+from service.incoming import Incoming
+from service.intake import Intake
 from service.jobs import Queue, end_task
 from service.keys import Keys
 from service.metrics import ApiMetrics
@@ -48,10 +53,13 @@ def create_app(settings: Settings) -> FastAPI:
         watcher = Watcher(queue)
         storage = Storage(settings.data_dir)
         app.state.guard = Guard(settings, queue, Keys(storage))
+        incoming = Incoming(settings, storage)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
             storage=storage,
+            incoming=incoming,
+            intake=Intake(settings, incoming, Fetcher(settings), films=asyncio.Semaphore(1)),
             registry=Registry(settings.models_dir),
             watcher=watcher,
             metrics=metrics,
@@ -63,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             watcher.stop()
             await end_task(listening)
+            await incoming.close()
             await queue.close()
 
     app = FastAPI(
@@ -75,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(router)
+    app.include_router(tus.router)
     app.add_api_route("/docs", docs_page, include_in_schema=False)
     # Keys are sent on purpose, never by a browser of itself: no credentials in CORS's sense, so `*` may be exposed.
     app.add_middleware(
@@ -166,8 +176,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         problem = Problem(404, "not-found", "There is nothing at this address.", "GET /docs lists what there is.")
     elif error.status_code == 405:
+        # Starlette names the methods of the first route of this address alone.
+        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted({method for route in here for method in getattr(route, "methods", None) or ()}))
         problem = Problem(
-            405, "method-not-allowed", f"{request.method} cannot be used here.", headers=dict(error.headers or {})
+            405, "method-not-allowed", f"{request.method} cannot be used here.", headers={"Allow": allowed}
         )
     else:
         problem = Problem(error.status_code, "bad-request", str(error.detail), headers=dict(error.headers or {}))

@@ -126,7 +126,12 @@ def worker() -> None:
 
 @app.command()
 def reconstruct(
-    photos: Annotated[list[Path], typer.Argument(help="Photos of one place, at least two.", show_default=False)],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Photos of one place, at least two; or one zip file of them, or one video.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the files to.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="One of `scenelift models`; default: the default one.")] = None,
     confidence_percentile: Annotated[float, typer.Option(help="Percent of the least sure pixels to leave out.")] = 3.0,
@@ -137,6 +142,7 @@ def reconstruct(
     reference: Annotated[
         str, typer.Option(help="Number, from 0, of the photo whose camera is the origin; `auto`: a central one.")
     ] = "0",
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames to take of a video, at most.")] = None,
     focal: Annotated[
         str, typer.Option(help="`shared` by the photos of one camera, `per-view`, or in pixels.")
     ] = "shared",
@@ -155,6 +161,7 @@ def reconstruct(
                 photos,
                 Settings(),
                 model,
+                frames,
                 {
                     "confidence_percentile": confidence_percentile,
                     "outputs": [name.strip() for name in outputs.split(",") if name.strip()],

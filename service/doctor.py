@@ -41,6 +41,7 @@ async def examine(settings: Settings) -> list[Finding]:
         "pycolmap",
         "opencv-python-headless",
         "numba",
+        "av",
         "tensorrt",
         "torch",
     ):

@@ -6,6 +6,7 @@ import io
 import math
 import unicodedata
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,16 @@ _FLIPS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to what turns the picture upright."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A photo that was sent, by whatever way, and is still to be read and checked."""
+
+    name: str
+    """The file's name as it came: to be shown through `display_name` alone."""
+    read: Callable[[], bytes]
+    """The whole file, at most the caller's limit of bytes. It may take a while, and raise `Problem`."""
 
 
 @dataclass(frozen=True, slots=True)

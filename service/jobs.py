@@ -27,7 +27,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -309,10 +309,11 @@ class Queue:
         waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
         return depth, waiting
 
-    async def known(self, idempotency_key: str, key: str = "") -> bool:
-        """Whether the API key `key` has already made a job under this Idempotency-Key, and the job still exists."""
-        job = await self._redis.hget(_idempotency_key(idempotency_key, key), "id")
-        return job is not None and bool(await self._redis.exists(_job_key(job)))
+    async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
+        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and its request's
+        fingerprint."""
+        job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key, key), "id", "fingerprint")
+        return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 
     async def enqueue(
         self,
@@ -505,9 +506,9 @@ class Queue:
         holder: str | None = await self._redis.get(_lock_key(lock))
         return holder
 
-    async def missing(self, jobs: list[str]) -> list[str]:
-        """Those of `jobs` that have no record (any more)."""
-        return [job for job in jobs if not await self._redis.exists(_job_key(job))]
+    async def missing(self, ids: list[str], kind: Literal["job", "upload"] = "job") -> list[str]:
+        """Those of `ids` that have no record (any more)."""
+        return [id for id in ids if not await self._redis.exists(f"{PREFIX}:{kind}:{id}")]
 
     async def ended(self, job: str) -> bool:
         """Whether the job has ended or is gone."""

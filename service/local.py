@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from export.contract import ArtifactError
 from model.types import Progress, ReconstructionError
-from service import images, pipeline
+from service import archive, images, intake, pipeline, video
 from service.errors import Problem
 from service.models import Registry
 from service.schemas import OUTPUTS, Options
@@ -18,9 +20,15 @@ from service.settings import Settings
 
 
 def reconstruct(
-    photos: Sequence[Path], settings: Settings, model: str | None, options: dict[str, Any], progress: Progress
+    paths: Sequence[Path],
+    settings: Settings,
+    model: str | None,
+    frames: int | None,
+    options: dict[str, Any],
+    progress: Progress,
 ) -> pipeline.Outcome:
-    """The files of a scene. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
+    """The files of a scene, from photos, one zip file of them, or one video of which so many `frames` are taken, at
+    most. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
     checked = _options(options)
     registry = Registry(settings.models_dir, settings.engine, settings.engines_dir)
     infos = {info.name: info for info in registry.infos()}
@@ -28,25 +36,25 @@ def reconstruct(
     if name not in infos:
         raise Problem(422, "unknown-model", f"There is no model {name!r}.", f"The models are {', '.join(infos)}.")
     info = infos[name]
-    roomy = [other.name for other in infos.values() if other.min_views <= len(photos) <= other.max_views]
-    if not info.min_views <= len(photos) <= info.max_views:
-        raise Problem(
-            422,
-            "photo-count",
-            f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
-            f"So many take {', '.join(roomy)}." if roomy else "",
-        )
-    if checked.reference != "auto" and checked.reference >= len(photos):
-        raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")
-    views = []
-    for index, path in enumerate(photos):
-        progress("loading", 0.1 * index / len(photos))
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Problem(422, "unreadable", f"{path} cannot be read: {error.strerror}.") from error
-        images.inspect(path.name, data, max_pixels=settings.max_pixels)
-        views.append(images.load_view(path.name, data, info.square, info.long_side))
+    progress("loading", 0.0)
+    with contextlib.ExitStack() as stack:
+        photos = _photos(paths, frames, info.max_views, settings, stack)
+        roomy = [other.name for other in infos.values() if other.min_views <= len(photos) <= other.max_views]
+        if not info.min_views <= len(photos) <= info.max_views:
+            raise Problem(
+                422,
+                "photo-count",
+                f"{len(photos)} photo{'s' * (len(photos) != 1)}: {name} takes {info.min_views} to {info.max_views}.",
+                f"So many take {', '.join(roomy)}." if roomy else "",
+            )
+        if checked.reference != "auto" and checked.reference >= len(photos):
+            raise Problem(422, "invalid-field", f"reference: the {len(photos)} photos are numbered from 0.")
+        views = []
+        for index, photo in enumerate(photos):
+            progress("loading", 0.1 * index / len(photos))
+            data = photo.read()
+            images.inspect(photo.name, data, max_pixels=settings.max_pixels)
+            views.append(images.load_view(photo.name, data, info.square, info.long_side))
     try:
         job = pipeline.gather(views, checked, lambda done: progress("choosing", 0.1 * done))
         progress("opening", 0.1)  # a network's first time on this machine: it is compared with its checkpoint
@@ -58,6 +66,39 @@ def reconstruct(
         raise Problem(422, "cannot-reconstruct", error.detail, error.suggestion) from error
     except ArtifactError as error:
         raise Problem(503, "model-broken", f"The model cannot be used here: {error}.", "Add it again.") from error
+
+
+def _photos(
+    paths: Sequence[Path], frames: int | None, most: int, settings: Settings, stack: contextlib.ExitStack
+) -> list[images.Source]:
+    """The photos of the command line, to be read until the stack is closed."""
+    if len(paths) == 1:
+        with _readable(paths[0]):
+            file = stack.enter_context(paths[0].open("rb"))
+            head = file.read(64)
+        file.seek(0)
+        match intake.kind(head):
+            case "archive":
+                return archive.photos(file, settings)
+            case "video":
+                film = video.frames(file, intake.frame_limits(settings, frames, most))
+                return archive.photos(stack.enter_context(film), settings)
+    if frames is not None:
+        raise Problem(422, "invalid-field", "frames: Only a video has frames to choose from.")
+    return [images.Source(path.name, functools.partial(_read, path)) for path in paths]
+
+
+def _read(path: Path) -> bytes:
+    with _readable(path):
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Problem(422, "unreadable", f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _options(options: dict[str, Any]) -> Options:

@@ -8,10 +8,10 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -22,6 +22,8 @@ from redis.exceptions import RedisError
 from service import uploads
 from service.access import Caller, TheCaller, make_token, visitor, welcome
 from service.errors import Problem, draining, unknown_job
+from service.incoming import Incoming
+from service.intake import Intake
 from service.jobs import JOB_ID, Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
@@ -60,6 +62,8 @@ class Backend:
     settings: Settings
     queue: Queue
     storage: Storage
+    incoming: Incoming
+    intake: Intake
     registry: Registry
     watcher: Watcher
     metrics: ApiMetrics
@@ -99,7 +103,7 @@ class Backend:
         """Room for one more job of the caller, before it is read. Raises Problem 429 or 503 where there is none."""
         if self.watcher.stopping:
             raise draining()
-        known = idempotency_key is not None and await self.queue.known(idempotency_key, caller.key)
+        known = idempotency_key is not None and await self.queue.made(idempotency_key, caller.key) is not None
         if not known:
             if self.settings.require_worker and not await self.queue.workers():
                 raise Problem(503, "no-worker", "No worker is running.", "Try again soon.", retry_after=5)
@@ -110,6 +114,12 @@ class Backend:
                 held = await self.queue.held(caller.key)
                 if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
                     raise too_many_jobs(self.settings)
+        async with self.receive(caller):
+            yield
+
+    @asynccontextmanager
+    async def receive(self, caller: Caller) -> AsyncIterator[None]:
+        """Room for one more body of the caller. Raises Problem 429 where there is none."""
         if self.receiving.total() >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
@@ -160,13 +170,14 @@ TheBackend = Annotated[Backend, Depends(backend)]
 TheJob = Annotated[JobDocument, Depends(job_document)]
 
 _problem = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
-router = APIRouter(
-    responses={"default": {"description": "What went wrong", "content": {"application/problem+json": _problem}}}
-)
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "What went wrong", "content": {"application/problem+json": _problem}}
+}
+router = APIRouter(responses=PROBLEMS)
 _properties = Options.model_json_schema()["properties"]
 _FORM = {
     "type": "object",
-    "required": ["images"],
+    "oneOf": [{"required": [way]} for way in uploads.WAYS],
     "additionalProperties": False,
     "properties": {
         "images": {
@@ -174,6 +185,27 @@ _FORM = {
             "items": {"type": "string", "format": "binary"},
             "minItems": 2,
             "description": "Photos of one place: JPEG, PNG, WebP, HEIC, AVIF, TIFF or BMP.",
+        },
+        "archive": {
+            "type": "string",
+            "format": "binary",
+            "description": "Or one zip file of them, taken in the natural order of their names.",
+        },
+        "video": {
+            "type": "string",
+            "format": "binary",
+            "description": "Or a video: MP4, MOV, WebM or MKV. Sharp frames between which the camera moves are taken.",
+        },
+        "frames": {"type": "integer", "minimum": 2, "description": "Frames to take of the video, at most."},
+        "uploads": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Or ids of resumable uploads, comma-separated or repeated: photos, an archive, a video.",
+        },
+        "image_urls": {
+            "type": "array",
+            "items": {"type": "string", "format": "uri"},
+            "description": "Or addresses of photos, repeated or with spaces between, where this service fetches any.",
         },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
@@ -218,46 +250,72 @@ async def reconstruct(
 async def _accept(request: Request, backend: Backend, caller: Caller, idempotency_key: str | None) -> str:
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
-    form = await uploads.read_form(request, backend.settings)
     kept = False
-    try:
-        name, options, photos = uploads.read_fields(form, backend.settings)
-        model = choose_model(await backend.models(), name, len(photos))
-        order = await uploads.store(job, model, options, photos, backend.settings, backend.storage, backend.places)
-        verdict, found = await backend.queue.enqueue(
-            job,
-            order.model,
-            order.options,
-            order.photos,
-            key=caller.key,
-            idempotency_key=idempotency_key,
-            fingerprint=order.fingerprint,
-        )
-        kept = verdict == "new"
-    finally:
-        await form.close()
-        if not kept:
-            await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
+    async with AsyncExitStack() as stack:
+        form = await uploads.read_form(request, backend.settings)
+        stack.push_async_callback(form.close)
+        wish = uploads.read_fields(form)
+        if idempotency_key is not None and wish.uploads:  # which are used up, if this request is a second try
+            made = await backend.queue.made(idempotency_key, caller.key)
+            if made is not None:
+                if made[1] != wish.fingerprint():
+                    raise idempotency_conflict()
+                return made[0]
+        models = await backend.models()
+        model = choose_model(models, wish.model)
+        try:
+            photos = await backend.intake.photos(wish, caller.key, model.max_views, stack)
+            uploads.check_count(len(photos), wish.options, backend.settings)
+            check_views(model, len(photos), models)
+            order = await uploads.store(
+                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
+            )
+            verdict, found = await backend.queue.enqueue(
+                job,
+                order.model,
+                order.options,
+                order.photos,
+                key=caller.key,
+                idempotency_key=idempotency_key,
+                fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
+            )
+            kept = verdict == "new"
+        finally:
+            if not kept:
+                await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
     if verdict == "full":
         raise queue_full()
     if verdict == "held":
         raise too_many_jobs(backend.settings)
     if verdict == "conflict":
-        raise Problem(
-            409,
-            "idempotency-conflict",
-            "This Idempotency-Key was used for another request.",
-            "Use a new key for a new request.",
-        )
+        raise idempotency_conflict()
+    if kept:
+        with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
+            for upload in wish.uploads:
+                await backend.incoming.remove(upload)
     return found
 
 
-def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> str:
-    """The model to use for so many photos. Problem 422 where it is unknown or cannot take them."""
+def idempotency_conflict() -> Problem:
+    return Problem(
+        409,
+        "idempotency-conflict",
+        "This Idempotency-Key was used for another request.",
+        "Use a new key for a new request.",
+    )
+
+
+def choose_model(models: list[ModelDocument], name: str | None) -> ModelDocument:
+    """The model to use. Problem 422 where it is unknown."""
     chosen = next((model for model in models if (model.default if name is None else model.name == name)), None)
     if chosen is None:
         known = ", ".join(model.name for model in models)
         raise Problem(422, "unknown-model", f"There is no model {str(name)[:40]!r}.", f"The models are {known}.")
+    return chosen
+
+
+def check_views(chosen: ModelDocument, photos: int, models: list[ModelDocument]) -> None:
+    """Problem 422 where the chosen model cannot take so many photos."""
     if photos < chosen.min_views:
         raise Problem(422, "too-few-photos", f"{chosen.name} needs at least {chosen.min_views} photos.")
     if photos > chosen.max_views:
@@ -269,7 +327,6 @@ def choose_model(models: list[ModelDocument], name: str | None, photos: int) -> 
             f"{chosen.name} takes at most {chosen.max_views} photos.",
             f"Choose photos that overlap and together show the whole place{instead}.",
         )
-    return chosen.name
 
 
 def _wished_wait(prefer: str) -> float:

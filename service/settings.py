@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1 << 30, ge=1, description="Bytes of one request, at most.")
     max_file_bytes: int = Field(64 << 20, ge=1, description="Bytes of one photo, at most.")
     max_pixels: int = Field(150_000_000, ge=1, description="Pixels of one photo, at most.")
+    max_video_seconds: float = Field(600.0, gt=0, description="Length of a video, at most.")
+    video_cpu_seconds: int = Field(120, ge=1, description="CPU time for choosing a video's frames, at most.")
+    image_url_hosts: str = Field(
+        "", description="Hosts that image_urls may name, comma-separated, host:port or *.host; empty: none."
+    )
+    image_url_http: bool = Field(False, description="Fetch photos over http too.")
+    image_url_seconds: float = Field(60.0, gt=0, description="Time for fetching all photos of one request.")
+    resumable_limit: int = Field(256, ge=1, description="Resumable uploads under way or waiting for a job, at most.")
+    resumable_bytes: int = Field(8 << 30, ge=1, description="Bytes of the files of all resumable uploads, at most.")
+    resumable_seconds: int = Field(86_400, ge=1, description="A resumable upload is kept so long after its last part.")
     require_worker: bool = Field(True, description="Answer 503 while no worker lives; off where workers scale to zero.")
 
     result_seconds: int = Field(86_400, ge=1, description="How long a finished job and its files are kept.")

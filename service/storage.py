@@ -20,7 +20,11 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """`uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>`, `keys/<id>.json` under one folder. Writes are atomic."""
+    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>` and `keys/<id>.json` under one
+    folder.
+
+    Writes are atomic.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,13 +55,17 @@ class Storage:
             return False
         return True
 
+    async def delete(self, path: str) -> None:
+        """Remove one object; nothing there is fine."""
+        with _os_errors(path), contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, path)
+
     async def remove(self, prefix: str) -> None:
         """Remove everything under `prefix`; nothing there is fine."""
         with _os_errors(prefix):
             async for page in obstore.list(self._store, prefix):
                 for found in page:
-                    with contextlib.suppress(FileNotFoundError):
-                        await obstore.delete_async(self._store, found["path"])
+                    await self.delete(found["path"])
 
     async def names(self, folder: str) -> list[str]:
         """Names of the objects right under `folder`."""
@@ -66,7 +74,7 @@ class Storage:
         return [entry["path"].rpartition("/")[2] for entry in found["objects"]]
 
     async def jobs(self, part: str, *, older_than: float = 0.0) -> list[str]:
-        """Ids of the jobs with objects in `part` (`uploads` or `jobs`), all of them older than so many seconds."""
+        """Ids of the jobs (of `incoming`, uploads) with objects in `part`, all of them older than so many seconds."""
         newest: dict[str, datetime] = {}
         with _os_errors(part):
             async for page in obstore.list(self._store, part):
@@ -115,6 +123,10 @@ class _Sink(io.RawIOBase):
         taken = bytes(self._waiting)
         self._waiting.clear()
         return taken
+
+
+def incoming_path(upload: str, part: str) -> str:
+    return f"incoming/{upload}/{part}"
 
 
 def upload_path(job: str, index: int) -> str:

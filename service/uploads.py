@@ -1,4 +1,4 @@
-"""From the body of `POST /reconstruct` to checked photos in storage. Limits are held while it streams."""
+"""The body of `POST /reconstruct`: read within its limits while it streams; its photos, checked, into storage."""
 
 from __future__ import annotations
 
@@ -19,10 +19,36 @@ from service.schemas import OUTPUTS, Options
 from service.settings import Settings
 from service.storage import Storage, upload_path
 
-FIELDS = ("model", *Options.model_fields)
+FILES = ("images", "archive", "video")
+FIELDS = ("uploads", "image_urls", "model", "frames", *Options.model_fields)
+WAYS = (*FILES, "uploads", "image_urls")
+"""The parts of a form that hold photos or name them."""
 MOST_FIELDS = 32
 """Parts of a form beside its photos."""
 FIELD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a form says. Its photos came in exactly one way."""
+
+    model: str | None
+    """The model's name where one was given."""
+    options: Options
+    images: tuple[UploadFile, ...] = ()
+    archive: UploadFile | None = None
+    video: UploadFile | None = None
+    uploads: tuple[str, ...] = ()
+    """Ids of resumable uploads."""
+    urls: tuple[str, ...] = ()
+    """Addresses of photos."""
+    frames: int | None = None
+    """How many frames to take of a video, at most, where that was given."""
+
+    def fingerprint(self) -> str:
+        """The same for the same request; of one that names uploads, which do not change once they are complete."""
+        description = [self.model, self.options.model_dump(mode="json"), self.uploads, self.frames]
+        return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +68,8 @@ class _Parser(MultiPartParser):
     def __init__(self, request: Request, settings: Settings) -> None:
         super().__init__(request.headers, _limited(request, settings.max_body_bytes), max_part_size=FIELD_BYTES)
         self._most_bytes = settings.max_file_bytes
+        self._whole_body = False
+        """Whether the part may fill the body: an archive's photos are measured when it is opened."""
         self._most_parts = settings.max_photos + MOST_FIELDS
         self._parts = self._bytes = 0
 
@@ -52,9 +80,13 @@ class _Parser(MultiPartParser):
         if self._parts > self._most_parts:
             raise Problem(422, "too-many-parts", f"The form has more than {self._most_parts} parts.")
 
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        self._whole_body = self._current_part.field_name in FILES[1:]
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._bytes += end - start
-        if self._bytes > self._most_bytes:
+        if self._bytes > self._most_bytes and not self._whole_body:
             raise Problem(
                 413,
                 "file-too-large",
@@ -77,31 +109,40 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         return await _Parser(request, settings).parse()
     except MultiPartException as error:
         raise Problem(400, "malformed-form", f"The form cannot be read: {error.message}") from error
+    except UnicodeError as error:  # a charset such as punycode, which has errors of its own
+        raise Problem(400, "malformed-form", "The form cannot be read in the charset that it names.") from error
     except ClientDisconnect as error:
         raise Problem(400, "upload-interrupted", "The connection was closed during the upload.") from error
 
 
-def read_fields(form: FormData, settings: Settings) -> tuple[str | None, Options, list[UploadFile]]:
-    """The model's name where one was given, the options, the photos. Raises Problem 422 for what makes no sense."""
-    photos: list[UploadFile] = []
+def read_fields(form: FormData) -> Wish:
+    """What is asked for. Raises Problem 422 for what makes no sense."""
+    files: dict[str, list[UploadFile]] = {}
     fields: dict[str, list[str]] = {}
     for name, value in form.multi_items():
-        if name == "images" and isinstance(value, UploadFile):
-            photos.append(value)
-        elif name == "images" or (name in FIELDS and isinstance(value, UploadFile)):
-            wanted = "photos: send files" if name == "images" else "text: send no file"
-            raise Problem(422, "invalid-field", f"The field {name} holds {wanted} in it.")
-        elif isinstance(value, str) and name in FIELDS:
+        if name in FILES and isinstance(value, UploadFile):
+            files.setdefault(name, []).append(value)
+        elif name in FIELDS and isinstance(value, str):
             fields.setdefault(name, []).append(value)
+        elif name in FILES or name in FIELDS:
+            wanted = "files: send files" if name in FILES else "text: send no file"
+            raise Problem(422, "invalid-field", f"The field {name} holds {wanted} in it.")
         else:
             raise Problem(
                 422,
                 "unknown-field",
                 f"There is no field {name[:40]!r}.",
-                f"The fields are images (files, repeated), {', '.join(FIELDS)}.",
+                f"The fields are images (files, repeated), archive or video (a file), {', '.join(FIELDS)}.",
             )
-    outputs = [name.strip() for text in fields.pop("outputs", []) for name in text.split(",") if name.strip()]
-    repeated = next((name for name, values in fields.items() if len(values) > 1), None)
+    outputs, resumed = (_listed(fields.pop(name, [])) for name in ("outputs", "uploads"))
+    urls = [url for text in fields.pop("image_urls", []) for url in text.split()]
+    named = {"uploads": resumed, "image_urls": urls}
+    ways = [*files, *(name for name, items in named.items() if items)]
+    if len(ways) > 1:
+        raise Problem(
+            422, "mixed-photos", f"The photos come in {len(ways)} ways: {', '.join(ways)}.", "Send them in one of them."
+        )
+    repeated = next((name for name, values in (fields | files).items() if len(values) > 1 and name != "images"), None)
     if repeated:
         raise Problem(422, "invalid-field", f"The field {repeated} is given more than once.")
     unknown = [name for name in outputs if name not in OUTPUTS]
@@ -111,39 +152,68 @@ def read_fields(form: FormData, settings: Settings) -> tuple[str | None, Options
         )
     values: dict[str, object] = {name: values[0] for name, values in fields.items()}
     model = str(values.pop("model", "")).strip() or None
+    frames = _frames(str(values.pop("frames", "")).strip(), ways)
     try:
         options = Options.model_validate(values | {"outputs": tuple(dict.fromkeys(outputs))})
     except ValidationError as error:
         first = error.errors()[0]
         raise Problem(422, "invalid-field", f"{first['loc'][0]}: {first['msg']}.") from error
-    if len(photos) < 2:
+    return Wish(
+        model,
+        options,
+        images=tuple(files.get("images", ())),
+        archive=next(iter(files.get("archive", ())), None),
+        video=next(iter(files.get("video", ())), None),
+        uploads=tuple(resumed),
+        urls=tuple(urls),
+        frames=frames,
+    )
+
+
+def _frames(text: str, ways: list[str]) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 2 <= int(text[:5]) <= 9999):
+        raise Problem(422, "invalid-field", "frames: Input should be a number of frames, at least 2.")
+    if ways and ways[0] not in ("video", "uploads"):
+        raise Problem(422, "invalid-field", "frames: Only a video has frames to choose from.")
+    return int(text)
+
+
+def _listed(texts: list[str]) -> list[str]:
+    """What is given comma-separated, repeated, or both."""
+    return [item.strip() for text in texts for item in text.split(",") if item.strip()]
+
+
+def check_count(photos: int, options: Options, settings: Settings) -> None:
+    """Raises Problem 422 where so many photos cannot be one job."""
+    if photos < 2:
         raise Problem(
             422,
             "too-few-photos",
-            f"{len(photos)} photo{'s' * (len(photos) != 1)} cannot be reconstructed: at least 2 are needed.",
+            f"{photos} photo{'s' * (photos != 1)} cannot be reconstructed: at least 2 are needed.",
             "Send photos of the same place from different points, as repeated `images` fields.",
         )
-    if len(photos) > settings.max_photos:
+    if photos > settings.max_photos:
         raise Problem(
             422,
             "too-many-photos",
-            f"{len(photos)} photos are too many: at most {settings.max_photos} are taken.",
+            f"{photos} photos are too many: at most {settings.max_photos} are taken.",
             "Choose photos that overlap and together show the whole place.",
         )
-    if options.reference != "auto" and options.reference >= len(photos):
+    if options.reference != "auto" and options.reference >= photos:
         raise Problem(
             422,
             "invalid-field",
-            f"reference: photo {options.reference} does not exist: the {len(photos)} photos are numbered from 0.",
+            f"reference: photo {options.reference} does not exist: the {photos} photos are numbered from 0.",
         )
-    return model, options, photos
 
 
 async def store(
     job: str,
     model: str,
     options: Options,
-    photos: list[UploadFile],
+    photos: list[images.Source],
     settings: Settings,
     storage: Storage,
     places: asyncio.Semaphore,
@@ -153,13 +223,13 @@ async def store(
     `places` bounds how many photos are decoded, and in memory, at a time.
     """
 
-    async def keep(index: int, file: UploadFile) -> tuple[images.Photo, str]:
+    async def keep(index: int, source: images.Source) -> tuple[images.Photo, str]:
         async with places:
-            photo, data, digest = await asyncio.to_thread(_look, file, settings.max_pixels)
+            photo, data, digest = await asyncio.to_thread(_look, source, settings.max_pixels)
             await storage.put(upload_path(job, index), data)
             return photo, digest
 
-    answers = await asyncio.gather(*(keep(i, file) for i, file in enumerate(photos)), return_exceptions=True)
+    answers = await asyncio.gather(*(keep(i, source) for i, source in enumerate(photos)), return_exceptions=True)
     kept: list[tuple[images.Photo, str]] = []
     for answer in answers:
         if isinstance(answer, BaseException):
@@ -174,10 +244,9 @@ async def store(
     )
 
 
-def _look(file: UploadFile, max_pixels: int) -> tuple[images.Photo, bytes, str]:
-    file.file.seek(0)
-    data = file.file.read()
-    return images.inspect(file.filename or "", data, max_pixels=max_pixels), data, hashlib.sha256(data).hexdigest()
+def _look(source: images.Source, max_pixels: int) -> tuple[images.Photo, bytes, str]:
+    data = source.read()
+    return images.inspect(source.name, data, max_pixels=max_pixels), data, hashlib.sha256(data).hexdigest()
 
 
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:

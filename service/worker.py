@@ -620,13 +620,18 @@ class Worker:
             await self._landing(1.0)
 
     async def _sweep(self) -> None:
-        """Remove the files of jobs whose record has expired, and uploads that never became a job."""
+        """Remove the files of jobs and of uploads whose record has expired, and photos that never became a job."""
         if not await self._queue.turn_to_sweep():
             return
-        for part, age in (("jobs", 0.0), ("uploads", UPLOAD_GRACE_SECONDS)):
-            for job in await self._queue.missing(await self._storage.jobs(part, older_than=age)):
-                await self._storage.remove(f"{part}/{job}")
-                log.info("swept", part=part, job=job)
+        kinds: tuple[tuple[str, float, Literal["job", "upload"]], ...] = (
+            ("jobs", 0.0, "job"),
+            ("uploads", UPLOAD_GRACE_SECONDS, "job"),
+            ("incoming", 0.0, "upload"),
+        )
+        for part, age, kind in kinds:
+            for id in await self._queue.missing(await self._storage.jobs(part, older_than=age), kind):
+                await self._storage.remove(f"{part}/{id}")
+                log.info("swept", part=part, id=id)
         await self._queue.prune()
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,6 +63,15 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (96, 72)) -> bytes:
     return buffer.getvalue()
 
 
+def zipped(contents: dict[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip file of contents by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def form(*names: str) -> list[tuple[str, tuple[str, bytes, str]]]:
     """Photos for httpx' `files`."""
     return [("images", (name, jpeg(i), "image/jpeg")) for i, name in enumerate(names or ("a.jpg", "b.jpg"))]
@@ -109,7 +119,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def stored(settings: Settings) -> list[str]:
     """Every photo and result on disk."""
-    parts = [settings.data_dir / part for part in ("uploads", "jobs")]
+    parts = [settings.data_dir / part for part in ("incoming", "uploads", "jobs")]
     # os.walk passes over folders that go while it looks.
     files = [Path(folder) / name for part in parts for folder, _, names in os.walk(part) for name in names]
     return sorted(str(path.relative_to(settings.data_dir)) for path in files)
@@ -124,3 +134,11 @@ async def ended(client: httpx.AsyncClient, job: str, seconds: float = 20) -> dic
             return document
         assert time.monotonic() < deadline, document
         await asyncio.sleep(0.02)
+
+
+async def settled(settings: Settings, seconds: float = 5) -> list[str]:
+    """Every file on disk, once a worker has removed the photos of jobs that have ended, or after so long."""
+    deadline = time.monotonic() + seconds
+    while any(path.startswith("uploads/") for path in stored(settings)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return stored(settings)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from service.cli import openapi_text
 from service.jobs import Queue
-from service.schemas import Options
+from service.uploads import FIELDS, FILES
 from tests.service.support import SMALL, ended, form, jpeg, serving, stored, working
 
 
@@ -517,7 +517,7 @@ def test_the_committed_description_is_this_one():
 def test_the_description_tells_of_the_form():
     description = json.loads(openapi_text())
     form = description["paths"]["/reconstruct"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"images", "model", *Options.model_fields}
+    assert set(form["properties"]) == {*FILES, *FIELDS}
     assert "ProblemDocument" in description["components"]["schemas"]
 
 

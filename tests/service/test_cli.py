@@ -20,7 +20,8 @@ from service.models import GEOMETRY, Registry
 from service.settings import Settings
 from service.worker import Worker
 from tests.service.fake_model import FakeCatalogue, FakeEngines, FakeModel
-from tests.service.support import jpeg
+from tests.service.filmed import film, walk
+from tests.service.support import jpeg, zipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,9 +73,22 @@ def test_the_reference_is_chosen_on_request(photos, fake, tmp_path):
     assert json.loads((tmp_path / "out" / "cameras.json").read_text())["reference"] in (0, 1)
 
 
+def test_a_zip_file_or_a_video_is_taken_too(photos, fake, tmp_path):
+    (tmp_path / "room.zip").write_bytes(zipped({"2.jpg": jpeg(), "10.jpg": jpeg(1)}))
+    result = run("reconstruct", "room.zip", "-o", "out", "--outputs", "cameras.json")
+    assert result.exit_code == 0, result.output
+    names = [view["name"] for view in json.loads((tmp_path / "out" / "cameras.json").read_text())["views"]]
+    assert names == ["2.jpg", "10.jpg"]
+    (tmp_path / "walk.mov").write_bytes(film(walk(), "mov"))
+    result = run("reconstruct", "walk.mov", "-o", "film", "--outputs", "cameras.json", "--frames", "3")
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "film" / "cameras.json").read_text())["views"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["a.jpg", "b.jpg", "--frames", "3"], "Only a video has frames"),
         (["a.jpg"], "1 photo: fake takes 2 to 8."),
         (["a.jpg", "missing.jpg"], "missing.jpg cannot be read"),
         (["a.jpg", "."], "cannot be read"),
