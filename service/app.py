@@ -11,21 +11,25 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tus
+from service.access import Guard, caller, describe
 from service.errors import Problem
 from service.fetch import Fetcher
+from service.headers import HEADERS, Hardened, docs_page
 from service.incoming import Incoming
 from service.intake import Intake
 from service.jobs import Queue
+from service.keys import Keys
 from service.metrics import ApiMetrics
 from service.models import Registry
 from service.routes import Backend, router
@@ -49,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         watcher = Watcher(queue)
         storage = Storage(settings.data_dir)
         incoming = Incoming(settings, storage)
+        app.state.guard = Guard(settings, queue, Keys(storage))
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
@@ -71,9 +76,23 @@ def create_app(settings: Settings) -> FastAPI:
             await incoming.close()
             await queue.close()
 
-    app = FastAPI(title="Scenelift", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Scenelift",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        dependencies=[Depends(caller)],
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(router)
     app.include_router(tus.router)
+    app.add_api_route("/docs", docs_page, include_in_schema=False)
+    # Keys are sent on purpose, never by a browser of itself: no credentials in CORS's sense, so `*` may be exposed.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+    )
+    app.add_middleware(Hardened)
     app.add_middleware(_Measured, metrics=metrics)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_error)
@@ -185,7 +204,8 @@ async def _no_queue(_request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:
-    return Problem(500, "internal-error", "Something went wrong inside the service.").response()
+    # Starlette answers this outside of every middleware.
+    return Problem(500, "internal-error", "Something went wrong inside the service.", headers=HEADERS).response()
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:
@@ -199,5 +219,6 @@ def _openapi(app: FastAPI) -> dict[str, object]:
                 operation["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
+        describe(schema)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -8,15 +8,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from service.schemas import OUTPUTS
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.keys import Keys
 
 BAD_INPUT = 2
 
@@ -64,11 +68,12 @@ def serve(
     settings = Settings().model_copy(update=given)
     logs.configure(json=settings.log_json)
     environment(settings)
+    keyed = _refuse_exposure(settings)
 
     def started() -> None:
         address = f"http://{settings.host}:{settings.port}"
         out.print(f"\n[bold]Scenelift[/bold] is on [bold]{address}[/bold]  (stop with Ctrl-C)\n\nTry:\n")
-        out.print(f"  {example(address)}\n", soft_wrap=True)
+        out.print(f"  {example(address, keyed=keyed)}\n", soft_wrap=True)
 
     try:
         Supervisor(settings).run(started)
@@ -76,11 +81,12 @@ def serve(
         _fail(str(error))
 
 
-def example(address: str) -> str:
+def example(address: str, *, keyed: bool) -> str:
     """One command to try, with the example photos that come with the source."""
     photos = sorted((Path(__file__).parents[1] / "docs" / "example").glob("*.jpg"))
     names = [os.path.relpath(photo) for photo in photos] or ["one.jpg", "two.jpg", "three.jpg"]
-    return f"curl {' '.join(f'-F images=@{name}' for name in names)} -H 'Prefer: wait=120' {address}/reconstruct"
+    headers = "-H 'Prefer: wait=120'" + " -H 'Authorization: Bearer sk_...'" * keyed
+    return f"curl {' '.join(f'-F images=@{name}' for name in names)} {headers} {address}/reconstruct"
 
 
 @app.command()
@@ -91,7 +97,20 @@ def api() -> None:
 
     settings = Settings()
     logs.configure(json=settings.log_json)
+    _refuse_exposure(settings)
     serve_api(settings)
+
+
+def _refuse_exposure(settings: Settings) -> bool:
+    """Whether there are keys; the end where there would have to be."""
+    from service.access import ExposedError, refuse_exposure
+    from service.keys import Keys
+    from service.storage import Storage
+
+    try:
+        return asyncio.run(refuse_exposure(settings, Keys(Storage(settings.data_dir))))
+    except ExposedError as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -239,6 +258,45 @@ def _weights(*arguments: str) -> NoReturn:
     """Run the part that needs torch, in a process of its own."""
     command = (sys.executable, "-m", "export.weights", *arguments, "--models", str(Settings().models_dir))
     raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+keys_app = typer.Typer(help="The API keys. Once there is one, every request needs one.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("create")
+def keys_create(name: Annotated[str, typer.Argument(help="Whose it is, or what for.", show_default=False)]) -> None:
+    """Make a key and print it: only now, what is kept cannot be turned back into it."""
+    key, text = asyncio.run(_keys().create(name))
+    out.print(text, markup=False)
+    err.print(f"Key {key.id} for {name!r}. It is not shown again; send it as `Authorization: Bearer sk_...`.")
+
+
+@keys_app.command("list")
+def keys_list() -> None:
+    """List the keys: ids, names and dates, never the keys themselves."""
+    table = Table("id", "name", "created", "revoked", box=None, pad_edge=False)
+    for key in asyncio.run(_keys().all()):
+        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "-"
+        table.add_row(key.id, Text(key.name), f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    out.print(table)
+
+
+@keys_app.command("revoke")
+def keys_revoke(id: Annotated[str, typer.Argument(help="As in `keys list`.", show_default=False)]) -> None:
+    """Let a key be taken no more, from two seconds on; what it was given links to closes with it."""
+    try:
+        key = asyncio.run(_keys().revoke(id))
+    except KeyError:
+        _fail(f"There is no key {id!r}: `scenelift keys list` has their ids.")
+    out.print(f"{key.id} is revoked.")
+
+
+def _keys() -> Keys:
+    from service.keys import Keys
+    from service.storage import Storage
+
+    return Keys(Storage(Settings().data_dir))
 
 
 @app.command()

@@ -27,11 +27,11 @@ class Intake:
     films: asyncio.Semaphore
     """One for each film that may be decoded at the same time."""
 
-    async def photos(self, wish: Wish, most: int, stack: AsyncExitStack) -> list[Source]:
-        """The photos that a request sent or named, in order, to be read until the stack is closed; of a video, at most
-        `most`. Raises `Problem`."""
+    async def photos(self, wish: Wish, key: str, most: int, stack: AsyncExitStack) -> list[Source]:
+        """The photos that a request of an API key sent or named, in order, to be read until the stack is closed; of a
+        video, at most `most`. Raises `Problem`."""
         if wish.uploads:
-            return await self._uploaded(wish, most, stack)
+            return await self._uploaded(wish, key, most, stack)
         if wish.urls:
             fetched = await self.fetcher.fetch_all(wish.urls)
             for _, file in fetched:
@@ -51,9 +51,9 @@ class Intake:
         stack.callback(frames.close)
         return await asyncio.to_thread(archive.photos, frames, self.settings)
 
-    async def _uploaded(self, wish: Wish, most: int, stack: AsyncExitStack) -> list[Source]:
+    async def _uploaded(self, wish: Wish, key: str, most: int, stack: AsyncExitStack) -> list[Source]:
         """Resumable uploads: photos, or one archive or video."""
-        uploads = await _found(wish.uploads, self.settings, self.incoming)
+        uploads = await _found(wish.uploads, key, self.settings, self.incoming)
         files: list[IO[bytes]] = []
         for upload in uploads:
             try:
@@ -98,13 +98,13 @@ def frame_limits(settings: Settings, wished: int | None, most: int) -> video.Lim
     )
 
 
-async def _found(ids: tuple[str, ...], settings: Settings, incoming: Incoming) -> list[Upload]:
+async def _found(ids: tuple[str, ...], key: str, settings: Settings, incoming: Incoming) -> list[Upload]:
     """The uploads' records. Raises Problem where one is unknown, incomplete or named twice, or all are too much."""
     found: list[Upload] = []
     if len(ids) > settings.max_photos:
         raise Problem(422, "too-many-photos", f"{len(ids)} uploads are too many: at most {settings.max_photos}.")
     for id in ids:
-        upload = await incoming.get(id)
+        upload = await incoming.get(id, key)
         if upload is None:
             raise _unknown(id)
         if upload.offset < upload.length:

@@ -3,20 +3,23 @@
 Keys, all in one hash slot:
     {scenelift}:jobs             the stream; an entry holds a job's id alone
     {scenelift}:job:<id>         the record, a hash; it gets its time to live when the job ends
-    {scenelift}:idempotency:<h>  an Idempotency-Key's hash -> the job that it made
+    {scenelift}:idempotency:<h>  an owner's Idempotency-Key's hash -> the job that it made
+    {scenelift}:held:<key>       ids of the jobs of an API key that were waiting or running when it last queued one
+    {scenelift}:bucket:<who>     what is left to them of a rate limit
     {scenelift}:worker:<id>      a worker's last heartbeat, gone when it stays away
     {scenelift}:events           channel: ids of jobs whose record changed
     {scenelift}:cancel           channel: ids of running jobs that are to stop
 
 A job belongs to the worker that read it from the stream for as long as that worker renews its lease. Whoever finds an
 entry whose lease ran out claims it; `attempts` counts the tries. What a worker that lost its lease still does is
-refused by `FINISH`, so a job ends exactly once.
+refused by `FINISH`, so a job ends exactly once. In a record `owner` is that worker, `key` the API key whose job it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.schemas import FINAL, JobDocument, Links, Options, Status, WorkerDocument
 from service.settings import Settings
 
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 PREFIX = "{scenelift}"
 STREAM = f"{PREFIX}:jobs"
 GROUP = "workers"
@@ -65,25 +69,40 @@ local function close(key, id, ttl, fields)
   redis.call('EXPIRE', key, ttl)
   changed(id)
 end
+-- How many of the ids in a set are of jobs that have not ended; the others leave it. Counting anew each time costs as
+-- many reads as a key may have jobs, and cannot drift, whatever crashed in between.
+local function held(set)
+  local count = 0
+  for _, id in ipairs(redis.call('SMEMBERS', set)) do
+    local status = redis.call('HGET', PREFIX .. id, 'status')
+    if not status or final(status) then redis.call('SREM', set, id) else count = count + 1 end
+  end
+  return count
+end
 """
 
-# KEYS job, idempotency (optional). ARGV id, limit, fingerprint, key's ttl, fields...
+# KEYS job, held, idempotency (optional). ARGV id, limit, fingerprint, key's ttl, most held (0: any number), fields...
 _ENQUEUE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'new', ARGV[1]} end
-if KEYS[2] then
-  local known = redis.call('HMGET', KEYS[2], 'id', 'fingerprint')
+if KEYS[3] then
+  local known = redis.call('HMGET', KEYS[3], 'id', 'fingerprint')
   if known[1] and redis.call('EXISTS', PREFIX .. known[1]) == 1 then
     if known[2] == ARGV[3] then return {'same', known[1]} end
     return {'conflict', known[1]}
   end
 end
 if redis.call('XLEN', STREAM) >= tonumber(ARGV[2]) then return {'full', ''} end
+local most = tonumber(ARGV[5])
+if most > 0 then
+  if held(KEYS[2]) >= most then return {'held', ''} end
+  redis.call('SADD', KEYS[2], ARGV[1])
+end
 local entry = redis.call('XADD', STREAM, '*', 'id', ARGV[1])
 redis.call('HSET', KEYS[1], 'status', 'queued', 'stage', 'queued', 'progress', 0, 'attempts', 0,
-  'entry', entry, 'created_at', now(), unpack(ARGV, 5))
-if KEYS[2] then
-  redis.call('HSET', KEYS[2], 'id', ARGV[1], 'fingerprint', ARGV[3])
-  redis.call('EXPIRE', KEYS[2], ARGV[4])
+  'entry', entry, 'created_at', now(), unpack(ARGV, 6))
+if KEYS[3] then
+  redis.call('HSET', KEYS[3], 'id', ARGV[1], 'fingerprint', ARGV[3])
+  redis.call('EXPIRE', KEYS[3], ARGV[4])
 end
 changed(ARGV[1])
 return {'new', ARGV[1]}
@@ -195,6 +214,31 @@ end
 return removed
 """
 
+# KEYS held.
+_HELD = "return held(KEYS[1])"
+
+# KEYS bucket. ARGV tokens a second, most tokens. A token bucket: takes one where there is one; answers whether, and how
+# many are left. Untouched for as long as it takes to fill up, it goes.
+_SPEND = """
+local t = redis.call('TIME')
+local at, rate, most = t[1] + t[2] / 1e6, tonumber(ARGV[1]), tonumber(ARGV[2])
+local known = redis.call('HMGET', KEYS[1], 'left', 'at')
+local left = most
+if known[1] then left = math.min(most, known[1] + math.max(0, at - known[2]) * rate) end
+local taken = left >= 1 and 1 or 0
+left = left - taken
+redis.call('HSET', KEYS[1], 'left', left, 'at', string.format('%.6f', at))
+redis.call('EXPIRE', KEYS[1], math.ceil(most / rate))
+return {taken, tostring(left)}
+"""
+
+# KEYS job. ARGV a new secret. Answers the job's secret for links, this one where it had none; nil: there is no job.
+_LINK = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
+redis.call('HSETNX', KEYS[1], 'link_secret', ARGV[1])
+return redis.call('HGET', KEYS[1], 'link_secret')
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -226,6 +270,9 @@ class Queue:
         self._cancel = script(_COMMON + _CANCEL)
         self._snapshot = script(_COMMON + _SNAPSHOT)
         self._prune = script(_COMMON + _PRUNE)
+        self._held = script(_COMMON + _HELD)
+        self._spend = script(_SPEND)
+        self._link = script(_LINK)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -243,9 +290,10 @@ class Queue:
         waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
         return depth, waiting
 
-    async def made(self, idempotency_key: str) -> tuple[str, str] | None:
-        """The job that this key has made, where it still exists, and the fingerprint of its request."""
-        job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key), "id", "fingerprint")
+    async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
+        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and the
+        fingerprint of its request."""
+        job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key, key), "id", "fingerprint")
         return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 
     async def enqueue(
@@ -255,27 +303,58 @@ class Queue:
         options: Options,
         photos: list[dict[str, Any]],
         *,
+        key: str = "",
         idempotency_key: str | None = None,
         fingerprint: str = "",
     ) -> tuple[str, str]:
-        """Append a job. Answers (`new`, its id), (`same` or `conflict`, the id that the key made), or (`full`, "")."""
-        keys = [_job_key(job)]
+        """Append a job of the API key `key` ("": nobody's).
+
+        Answers (`new`, its id), (`same` or `conflict`, the id that the Idempotency-Key made), or, where there is no
+        room, (`full`, "") of the queue and (`held`, "") of what this key may have waiting and running.
+        """
+        keys = [_job_key(job), f"{PREFIX}:held:{key}"]
         if idempotency_key is not None:
-            keys.append(_idempotency_key(idempotency_key))
-        fields = ("model", model, "options", options.model_dump_json(), "photos", json.dumps(photos))
+            keys.append(_idempotency_key(idempotency_key, key))
+        fields = ("key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos))
         limit, ttl = self._settings.queue_limit, self._settings.idempotency_seconds
-        answer: list[str] = await self._enqueue(keys, (job, limit, fingerprint, ttl, *fields))
+        most = self._settings.jobs_per_key if key else 0
+        answer: list[str] = await self._enqueue(keys, (job, limit, fingerprint, ttl, most, *fields))
         return answer[0], answer[1]
 
-    async def document(self, job: str) -> JobDocument | None:
-        """The job's record as users see it, or None."""
+    async def held(self, key: str) -> int:
+        """Jobs of an API key that wait or run."""
+        return int(await self._held([f"{PREFIX}:held:{key}"]))
+
+    async def document(self, job: str, key: str | None = None) -> JobDocument | None:
+        """The job's record as users see it, or None; also where it is another's than `key`'s, if that is given."""
         record, ahead = await self._snapshot([_job_key(job)])
         fields = dict(zip(record[::2], record[1::2]))
-        return _document(job, fields, ahead) if "status" in fields else None
+        if "status" not in fields or key not in (None, fields.get("key", "")):
+            return None
+        return _document(job, fields, ahead)
 
     async def attempt(self, job: str) -> int:
         """The attempt whose files are the job's."""
         return int(await self._redis.hget(_job_key(job), "attempts") or 0)
+
+    async def spend(self, who: str, rate: float, most: int) -> tuple[bool, float]:
+        """Take one of `who`'s `most` tokens; `rate` a second come back. Whether there was one, and what is left."""
+        taken, left = await self._spend([f"{PREFIX}:bucket:{who}"], (rate, most))
+        return bool(taken), float(left)
+
+    async def link_secret(self, job: str, fresh: str) -> str | None:
+        """What links to this job are signed with, from now on `fresh` where it had none; None where there is no job."""
+        found: str | None = await self._link([_job_key(job)], (fresh,))
+        return found
+
+    async def linked(self, job: str) -> tuple[str, str] | None:
+        """The API key whose job it is, and what links to it are signed with; None where there are no links to it."""
+        key, secret = await self._redis.hmget(_job_key(job), "key", "link_secret")
+        return (key or "", secret) if secret else None
+
+    async def unlink(self, job: str) -> None:
+        """Take every link to the job back."""
+        await self._redis.hdel(_job_key(job), "link_secret")
 
     async def cancel(self, job: str) -> str:
         """Ask for a stop. Answers the status that the job was in, or `unknown`."""
@@ -445,8 +524,8 @@ async def answers(url: str) -> bool:
         await client.aclose()
 
 
-def _idempotency_key(key: str) -> str:
-    return f"{PREFIX}:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+def _idempotency_key(idempotency_key: str, key: str) -> str:
+    return f"{PREFIX}:idempotency:{hashlib.sha256(f'{key}:{idempotency_key}'.encode()).hexdigest()}"
 
 
 def _moment(record: Mapping[str, str], name: str) -> datetime | None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from service import uploads
+from service.access import Caller, TheCaller, make_token, visitor, welcome
 from service.errors import Problem, draining, unknown_job
 from service.incoming import Incoming
 from service.intake import Intake
-from service.jobs import Queue
+from service.jobs import JOB_ID, Queue
 from service.metrics import ApiMetrics
 from service.models import GEOMETRY, Registry
 from service.schemas import (
@@ -30,6 +33,7 @@ from service.schemas import (
     FileDocument,
     HealthDocument,
     JobDocument,
+    LinkDocument,
     ModelDocument,
     ModelEntry,
     ModelsDocument,
@@ -43,7 +47,6 @@ from service.settings import Settings
 from service.storage import Storage, result_path
 from service.watch import Watcher
 
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 LONGEST_WAIT = 300.0
 """Seconds that `Prefer: wait` may ask for."""
 CANCEL_WAIT = 2.0
@@ -65,8 +68,10 @@ class Backend:
     metrics: ApiMetrics
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
-    receiving: int = 0
-    """Uploads that are being received."""
+    receiving: Counter[str] = field(default_factory=Counter)
+    """Jobs whose photos are being received, by API key."""
+    bodies: int = 0
+    """Bodies that are being received, of jobs and of resumable uploads."""
 
     async def models(self) -> list[ModelDocument]:
         """What the living workers serve; without one, what is installed here. Exactly one is the default."""
@@ -93,36 +98,56 @@ class Backend:
         return [], workers
 
     @asynccontextmanager
-    async def place(self, idempotency_key: str | None) -> AsyncIterator[None]:
-        """Room for one more job, before anything of it is read. Raises Problem 429 or 503 where there is none."""
+    async def place(self, caller: Caller, idempotency_key: str | None) -> AsyncIterator[None]:
+        """Room for one more job of the caller, before it is read. Raises Problem 429 or 503 where there is none."""
         if self.watcher.stopping:
             raise draining()
-        known = idempotency_key is not None and await self.queue.made(idempotency_key) is not None
+        known = idempotency_key is not None and await self.queue.made(idempotency_key, caller.key) is not None
         if not known:
             if self.settings.require_worker and not await self.queue.workers():
                 raise Problem(503, "no-worker", "No worker is running.", "Try again soon.", retry_after=5)
             depth, _ = await self.queue.depth()
-            if depth + self.receiving >= self.settings.queue_limit:
+            if depth + self.receiving.total() >= self.settings.queue_limit:
                 raise queue_full()
+            if caller.key:
+                held = await self.queue.held(caller.key)
+                if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
+                    raise too_many_jobs(self.settings)
         async with self.receive():
-            yield
+            self.receiving[caller.key] += 1
+            try:
+                yield
+            finally:
+                self.receiving[caller.key] -= 1
 
     @asynccontextmanager
     async def receive(self) -> AsyncIterator[None]:
         """Room for one more body. Raises Problem 429 where there is none."""
-        if self.receiving >= self.settings.max_uploads:
+        if self.bodies >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
             )
-        self.receiving += 1
+        self.bodies += 1
         try:
             yield
         finally:
-            self.receiving -= 1
+            self.bodies -= 1
 
 
 def queue_full() -> Problem:
     return Problem(429, "queue-full", "The queue is full.", "Try again later.", retry_after=10)
+
+
+def too_many_jobs(settings: Settings) -> Problem:
+    most = settings.jobs_per_key
+    return Problem(
+        429,
+        "too-many-jobs",
+        f"This API key has {most} jobs waiting or running, as many as it may.",
+        "Wait for some of them to end, or cancel some.",
+        retry_after=5,
+        headers={"RateLimit-Policy": f'"jobs";q={most}', "RateLimit": '"jobs";r=0'},
+    )
 
 
 def backend(request: Request) -> Backend:
@@ -130,9 +155,9 @@ def backend(request: Request) -> Backend:
     return found
 
 
-async def job_document(id: str, request: Request) -> JobDocument:
-    """The job of the address. Problem 404 where it is unknown."""
-    document = await backend(request).queue.document(id) if JOB_ID.fullmatch(id) else None
+async def job_document(id: str, request: Request, caller: TheCaller) -> JobDocument:
+    """The job of the address. Problem 404 where it is unknown, or another's than the caller's."""
+    document = await backend(request).queue.document(id, caller.key) if JOB_ID.fullmatch(id) else None
     if document is None:
         raise unknown_job()
     return document
@@ -200,13 +225,14 @@ async def reconstruct(
     request: Request,
     response: Response,
     backend: TheBackend,
+    caller: TheCaller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     prefer: Annotated[str, Header(description="`wait=N`: answer when the job has ended, or after N seconds")] = "",
 ) -> JobDocument:
     """Queue a reconstruction of at least two photos of one place."""
     wait = _wished_wait(prefer)
-    async with backend.place(idempotency_key):
-        job = await _accept(request, backend, idempotency_key)
+    async with backend.place(caller, idempotency_key):
+        job = await _accept(request, backend, caller, idempotency_key)
     document = await backend.watcher.finished(job, wait) if wait else await backend.queue.document(job)
     if document is None:
         raise unknown_job()
@@ -218,7 +244,7 @@ async def reconstruct(
     return document
 
 
-async def _accept(request: Request, backend: Backend, idempotency_key: str | None) -> str:
+async def _accept(request: Request, backend: Backend, caller: Caller, idempotency_key: str | None) -> str:
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
     kept = False
@@ -227,7 +253,7 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
         stack.push_async_callback(form.close)
         wish = uploads.read_fields(form)
         if idempotency_key is not None and wish.uploads:  # which are used up, if this request is a second try
-            made = await backend.queue.made(idempotency_key)
+            made = await backend.queue.made(idempotency_key, caller.key)
             if made is not None:
                 if made[1] != wish.fingerprint():
                     raise idempotency_conflict()
@@ -235,7 +261,7 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
         models = await backend.models()
         model = choose_model(models, wish.model)
         try:
-            photos = await backend.intake.photos(wish, model.max_views, stack)
+            photos = await backend.intake.photos(wish, caller.key, model.max_views, stack)
             uploads.check_count(len(photos), wish.options, backend.settings)
             check_views(model, len(photos), models)
             order = await uploads.store(
@@ -246,6 +272,7 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
                 order.model,
                 order.options,
                 order.photos,
+                key=caller.key,
                 idempotency_key=idempotency_key,
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
             )
@@ -255,6 +282,8 @@ async def _accept(request: Request, backend: Backend, idempotency_key: str | Non
                 await asyncio.shield(backend.storage.remove(f"uploads/{job}"))
     if verdict == "full":
         raise queue_full()
+    if verdict == "held":
+        raise too_many_jobs(backend.settings)
     if verdict == "conflict":
         raise idempotency_conflict()
     if kept:
@@ -309,18 +338,22 @@ def _hint(response: Response, document: JobDocument) -> None:
 
 
 @router.get("/jobs/{id}")
-async def get_job(response: Response, job: TheJob) -> JobDocument:
+async def get_job(response: Response, job: TheJob, caller: TheCaller) -> JobDocument:
     """A job's document."""
     _hint(response, job)
     response.headers["Cache-Control"] = "no-store"
-    return job
+    return caller.sees(job)
 
 
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse)
-async def job_events(job: TheJob, backend: TheBackend) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    request: Request, job: TheJob, backend: TheBackend, caller: TheCaller
+) -> AsyncIterator[ServerSentEvent]:
     """Server-Sent Events: `status` with the job's document at once and at every change; ends after the final one."""
     async for document in backend.watcher.documents(job.id):
-        yield ServerSentEvent(event="status", raw_data=document.model_dump_json(), retry=2000)
+        if not await welcome(request):
+            return
+        yield ServerSentEvent(event="status", raw_data=caller.sees(document).model_dump_json(), retry=2000)
 
 
 @router.post("/jobs/{id}/cancel")
@@ -328,6 +361,29 @@ async def cancel_job(job: TheJob, backend: TheBackend) -> JobDocument:
     """Cancel a queued or running job. One that has already ended stays as it is."""
     await _cancel(job, backend)
     return await backend.queue.document(job.id) or job
+
+
+@router.post("/jobs/{id}/links", status_code=201)
+async def make_link(
+    response: Response,
+    job: TheJob,
+    backend: TheBackend,
+    seconds: Annotated[int, Query(ge=1, le=604_800, description="For how long")] = 3600,
+) -> LinkDocument:
+    """Addresses that let whoever has them read this job and its files, for a time, without a key."""
+    secret = await backend.queue.link_secret(job.id, secrets.token_hex(32))
+    if secret is None:
+        raise unknown_job()
+    token, expiry = make_token(job.id, secret, seconds)
+    seen = Caller(token=token).sees(job)
+    response.headers["Cache-Control"] = "no-store"
+    return LinkDocument(expires_at=datetime.fromtimestamp(expiry, UTC), token=token, links=seen.links, files=seen.files)
+
+
+@router.delete("/jobs/{id}/links", status_code=204)
+async def delete_links(job: TheJob, backend: TheBackend) -> None:
+    """Take every link to the job back."""
+    await backend.queue.unlink(job.id)
 
 
 @router.delete("/jobs/{id}", status_code=204)
@@ -374,7 +430,6 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         "Content-Disposition": f'attachment; filename="{file.name}"',
-        "X-Content-Type-Options": "nosniff",
     }
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
@@ -457,8 +512,8 @@ async def readyz(response: Response, backend: TheBackend) -> ReadinessDocument:
 
 
 @router.get("/health", responses={503: {"model": HealthDocument, "description": "Not ready, and why"}})
-async def health(response: Response, backend: TheBackend) -> HealthDocument:
-    """Readiness, the queue's depth and the workers in one document."""
+async def health(request: Request, response: Response, backend: TheBackend) -> HealthDocument:
+    """Readiness, the queue's depth and, for who may see them, the workers in one document."""
     reasons, workers = await backend.readiness()
     try:
         depth, waiting = await backend.queue.depth()
@@ -466,7 +521,8 @@ async def health(response: Response, backend: TheBackend) -> HealthDocument:
     except (RedisError, OSError):
         queue = None
     response.status_code = 503 if reasons else 200
-    return HealthDocument(ready=not reasons, reasons=reasons, queue=queue, workers=workers)
+    known = await visitor(request) is not None
+    return HealthDocument(ready=not reasons, reasons=reasons, queue=queue, workers=workers if known else None)
 
 
 @router.get("/metrics", response_class=Response)

@@ -83,6 +83,19 @@ class Links(BaseModel):
     files: str
 
 
+class LinkDocument(BaseModel):
+    """Addresses that need no key, to read one job."""
+
+    expires_at: datetime
+    """The job itself may expire before."""
+    token: str
+    """The `token` parameter of the addresses."""
+    links: Links
+    """`cancel` needs the key all the same."""
+    files: list[FileDocument]
+    """Those that there are now. The job's document, asked for with the token, lists later ones."""
+
+
 class JobDocument(BaseModel):
     id: str
     status: Status
@@ -190,7 +203,8 @@ class QueueDocument(BaseModel):
 
 class HealthDocument(ReadinessDocument):
     queue: QueueDocument | None
-    workers: list[WorkerDocument]
+    workers: list[WorkerDocument] | None
+    """null without a key, where keys are configured."""
 
 
 class ProblemDocument(BaseModel):

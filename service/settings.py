@@ -24,6 +24,14 @@ class Settings(BaseSettings):
     worker_metrics_port: int = Field(
         9101, ge=0, le=65535, description="Port of a worker's Prometheus metrics; 0: none."
     )
+    open: bool = Field(False, description="Without API keys: serve whoever reaches the address, also a public one.")
+    metrics_open: bool = Field(False, description="Answer GET /metrics without a key, where keys are configured.")
+    cors_origins: str = Field(
+        "", description="Origins of other web pages that may call the API, comma-separated; *: any."
+    )
+    requests_per_second: float = Field(20.0, gt=0, description="Requests of one API key or link, on average.")
+    requests_burst: int = Field(200, ge=1, description="Requests of one API key or link at once.")
+    jobs_per_key: int = Field(32, ge=1, description="Jobs of one API key waiting or running, at most.")
     log_json: bool = Field(False, description="Write logs as JSON lines instead of text.")
 
     queue_limit: int = Field(256, ge=1, description="Jobs waiting or running, at most; more are answered 429.")
@@ -40,6 +48,7 @@ class Settings(BaseSettings):
     image_url_http: bool = Field(False, description="Fetch photos over http too.")
     image_url_seconds: float = Field(60.0, gt=0, description="Time for fetching all photos of one request.")
     resumable_limit: int = Field(256, ge=1, description="Resumable uploads under way or waiting for a job, at most.")
+    uploads_per_key: int = Field(64, ge=1, description="Resumable uploads of one API key, at most.")
     resumable_bytes: int = Field(8 << 30, ge=1, description="Bytes of the files of all resumable uploads, at most.")
     resumable_seconds: int = Field(86_400, ge=1, description="A resumable upload is kept so long after its last part.")
     require_worker: bool = Field(True, description="Answer 503 while no worker lives; off where workers scale to zero.")
@@ -60,6 +69,10 @@ class Settings(BaseSettings):
     check_interval_seconds: float = Field(300.0, gt=0, description="Time between an idle worker's deep checks.")
     check_deadline_seconds: float = Field(180.0, gt=0, description="A deep check that takes longer has failed.")
     sweep_seconds: float = Field(60.0, gt=0, description="Time between removals of expired files.")
+
+    @property
+    def origins(self) -> list[str]:
+        return [origin for origin in (part.strip().rstrip("/") for part in self.cors_origins.split(",")) if origin]
 
     @property
     def models_dir(self) -> Path:

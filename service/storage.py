@@ -20,10 +20,8 @@ CHUNK = 1 << 20
 
 
 class Storage:
-    """`incoming/<upload>/<part>`, `uploads/<job>/<index>` and `jobs/<job>/<attempt>/<file>` under one folder.
-
-    Writes are atomic.
-    """
+    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>` and `keys/<id>.json` under one
+    folder. Writes are atomic."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +63,12 @@ class Storage:
             async for page in obstore.list(self._store, prefix):
                 for found in page:
                     await self.delete(found["path"])
+
+    async def names(self, folder: str) -> list[str]:
+        """Names of the objects right under `folder`."""
+        with _os_errors(folder):
+            found = await obstore.list_with_delimiter_async(self._store, folder)
+        return [entry["path"].rpartition("/")[2] for entry in found["objects"]]
 
     async def jobs(self, part: str, *, older_than: float = 0.0) -> list[str]:
         """Ids of the jobs (of `incoming`, uploads) with objects in `part`, all of them older than so many seconds."""

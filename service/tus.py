@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
+from service.access import Caller, TheCaller
 from service.errors import Problem, draining
 from service.incoming import Upload
 from service.routes import PROBLEMS, Backend, TheBackend
@@ -68,9 +69,9 @@ async def _same_version(request: Request, tus_resumable: Annotated[str, Header(d
 router = APIRouter(route_class=_TusRoute, responses=PROBLEMS, dependencies=[Depends(_same_version)])
 
 
-async def upload_record(id: str, backend: TheBackend) -> Upload:
-    """The upload of the address. Problem 404 where it is unknown."""
-    found = await backend.incoming.get(id)
+async def upload_record(id: str, backend: TheBackend, caller: TheCaller) -> Upload:
+    """The upload of the address. Problem 404 where it is unknown, or another's than the caller's."""
+    found = await backend.incoming.get(id, caller.key)
     if found is None:
         raise Problem(
             404, "unknown-upload", "There is no such upload.", "Uploads are removed some time after their last part."
@@ -99,6 +100,7 @@ async def upload_options(backend: TheBackend) -> Response:
 async def create_upload(
     request: Request,
     backend: TheBackend,
+    caller: TheCaller,
     upload_length: Annotated[int, Header(ge=0, description="Bytes of the whole file")],
     upload_metadata: Annotated[str, Header(description="`filename` and its base64")] = "",
     upload_checksum: Checksum = "",
@@ -111,9 +113,9 @@ async def create_upload(
         raise Problem(400, "invalid-metadata", "Upload-Metadata is no list of keys and base64 values.")
     if len(upload_metadata) > METADATA_BYTES:
         raise Problem(413, "invalid-metadata", f"Upload-Metadata has more than {METADATA_BYTES} bytes.")
-    upload = await backend.incoming.create(upload_length, upload_metadata)
+    upload = await backend.incoming.create(caller.key, upload_length, upload_metadata)
     if _media_type(request) == BODY:
-        upload = await _receive(request, backend, upload, upload_checksum)
+        upload = await _receive(request, backend, caller, upload, upload_checksum)
     return Response(status_code=201, headers={"Location": f"/uploads/{upload.id}"} | _state(upload))
 
 
@@ -130,6 +132,7 @@ async def get_upload(upload: TheUpload) -> Response:
 async def append_to_upload(
     request: Request,
     backend: TheBackend,
+    caller: TheCaller,
     upload: TheUpload,
     upload_offset: Annotated[int, Header(ge=0, description="Bytes that have arrived before this request")],
     upload_checksum: Checksum = "",
@@ -137,7 +140,7 @@ async def append_to_upload(
     """Go on with an upload where it stopped."""
     if _media_type(request) != BODY:
         raise Problem(415, "not-an-upload", f"The rest of an upload comes as {BODY}.")
-    upload = await _receive(request, backend, upload, upload_checksum, upload_offset)
+    upload = await _receive(request, backend, caller, upload, upload_checksum, upload_offset)
     return Response(status_code=204, headers=_state(upload))
 
 
@@ -151,7 +154,11 @@ async def delete_upload(backend: TheBackend, upload: TheUpload) -> Response:
 
 @router.post("/uploads/{id}", openapi_extra=_body)
 async def overridden(
-    request: Request, backend: TheBackend, upload: TheUpload, x_http_method_override: Annotated[str, Header()] = ""
+    request: Request,
+    backend: TheBackend,
+    caller: TheCaller,
+    upload: TheUpload,
+    x_http_method_override: Annotated[str, Header()] = "",
 ) -> Response:
     """For clients that can send no other method: X-HTTP-Method-Override names the one they mean."""
     match x_http_method_override.upper():
@@ -160,7 +167,7 @@ async def overridden(
             if not re.fullmatch(r"[0-9]{1,15}", offset):
                 raise Problem(400, "invalid-request", "Upload-Offset is no number.")
             checksum = request.headers.get("upload-checksum", "")
-            return await append_to_upload(request, backend, upload, int(offset), checksum)
+            return await append_to_upload(request, backend, caller, upload, int(offset), checksum)
         case "DELETE":
             return await delete_upload(backend, upload)
         case "HEAD":
@@ -169,12 +176,12 @@ async def overridden(
 
 
 async def _receive(
-    request: Request, backend: Backend, upload: Upload, checksum: str, offset: int | None = None
+    request: Request, backend: Backend, caller: Caller, upload: Upload, checksum: str, offset: int | None = None
 ) -> Upload:
     """Append the request's body. What came of one that was cut off counts, unless a checksum was to cover it whole."""
     wanted, digest = _digest(checksum)
     async with backend.receive(), backend.incoming.appending(upload.id) as appender:
-        upload = await upload_record(upload.id, backend)  # as it is now that nobody else appends
+        upload = await upload_record(upload.id, backend, caller)  # as it is now that nobody else appends
         if offset is not None and offset != upload.offset:
             raise Problem(
                 409,
@@ -204,7 +211,7 @@ async def _receive(
         except Problem:
             await appender.discard(held)
             raise
-    return await upload_record(upload.id, backend)
+    return await upload_record(upload.id, backend, caller)
 
 
 async def _parts(request: Request, backend: Backend) -> AsyncIterator[bytes]:

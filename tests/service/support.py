@@ -84,7 +84,9 @@ SMALL = {"outputs": "cameras.json,scene.splat"}
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The API on a port of its own, and a client of it."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        create_app(settings), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -105,6 +107,7 @@ async def working(settings: Settings, *models: FakeModel, catalogue: Catalogue |
     task = asyncio.create_task(worker.run())
     while not worker._healthy():
         await asyncio.sleep(0.01)
+    await worker._beat()  # the API goes by heartbeats, and the last one may be from before
     yield worker
     worker.stop()
     assert await task == 0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service import cli, doctor, local
+from service import app, cli, doctor, local, logs, supervisor
 from service.models import GEOMETRY, Registry
 from service.settings import Settings
 from tests.service.fake_model import FakeCatalogue, FakeModel
@@ -160,6 +162,57 @@ def test_export_is_passed_on(monkeypatch):
     assert commands == [(sys.executable, "-m", "export", "weights.pth", "-o", "model", "--name", "mine")]
 
 
+def test_keys_are_shown_once_and_kept_as_digests(data_dir):
+    created = run("keys", "create", "the [bold]web[/bold] team")
+    text = created.stdout.strip()
+    assert re.fullmatch(r"sk_[0-9a-f]{12}_[0-9a-f]{64}", text), "alone, for scripts"
+    assert "not shown again" in created.stderr
+    assert text not in created.stderr
+    other = run("keys", "create", "b").stdout.strip()
+    assert other != text
+    identity = text[3:15]
+    listed = run("keys", "list").stdout
+    assert identity in listed
+    assert "the [bold]web[/bold] team" in listed
+    assert text[16:] not in listed
+    (kept,) = data_dir.glob(f"keys/{identity}.json")
+    assert hashlib.sha256(text.encode()).hexdigest() in kept.read_text()
+    assert text[16:] not in kept.read_text()
+    for _ in range(2):
+        assert run("keys", "revoke", identity).exit_code == 0
+    assert [line.rstrip().endswith("-") for line in run("keys", "list").stdout.splitlines()[1:]] == [False, True]
+    for unknown in ("0" * 12, "../models/default", ""):
+        missing = run("keys", "revoke", unknown)
+        assert missing.exit_code == 2
+        assert "`scenelift keys list` has their ids" in missing.stderr
+
+
+@pytest.mark.parametrize("command", [("api",), ("serve",), ("serve", "--host", "0.0.0.0")])
+def test_a_public_address_without_keys_is_refused_in_one_line(monkeypatch, command):
+    monkeypatch.setenv("SCENELIFT_HOST", "192.168.0.1" if command == ("serve",) else "0.0.0.0")
+    served = []
+    monkeypatch.setattr(app, "serve", served.append)
+    monkeypatch.setattr(supervisor.Supervisor, "run", lambda self, started: served.append(started))
+    monkeypatch.setattr(logs, "configure", lambda json: None)
+    monkeypatch.setattr(supervisor, "environment", lambda settings: None)
+    result = run(*command)
+    assert (result.exit_code, served) == (2, [])
+    (line,) = result.stderr.strip().splitlines()
+    assert "scenelift keys create NAME" in line
+    assert "SCENELIFT_OPEN=1" in line
+    monkeypatch.setenv("SCENELIFT_OPEN", "1")
+    assert run(*command).exit_code == 0
+    monkeypatch.delenv("SCENELIFT_OPEN")
+    run("keys", "create", "a")
+    assert run(*command).exit_code == 0
+    assert len(served) == 2
+
+
+def test_the_command_to_try_works():
+    assert "Bearer" not in cli.example("http://127.0.0.1:8000", keyed=False)
+    assert cli.example("http://a", keyed=True).endswith("-H 'Authorization: Bearer sk_...' http://a/reconstruct")
+
+
 @pytest.mark.parametrize(
     ("given", "passed"),
     [
@@ -229,5 +282,5 @@ def test_it_runs_as_a_module():
     result = subprocess.run(
         (sys.executable, "-m", "service", "--help"), capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "export", "openapi"):
+    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "export", "openapi", "keys"):
         assert name in result.stdout
