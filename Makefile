@@ -58,6 +58,7 @@ bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in do
 	@$(BIN)/python -m bench.reference
 	@$(BIN)/python -m bench.alignment
 	@$(BIN)/python -m bench.forward
+	@$(BIN)/python -m bench.film
 
 test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
 	@$(BIN)/python -m pytest -m gpu

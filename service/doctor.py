@@ -34,7 +34,7 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += [Finding("GPU", True, f"{gpu.name}, {gpu.memory_total / 2**30:.1f} GiB") for gpu in gpus]
     if not gpus:
         findings.append(Finding("GPU", None, "none found; everything runs on the CPU"))
-    for package in ("onnxruntime", "pycolmap", "opencv-python-headless", "numba", "tensorrt", "torch"):
+    for package in ("onnxruntime", "pycolmap", "opencv-python-headless", "numba", "av", "tensorrt", "torch"):
         try:
             findings.append(Finding(package[:12], True, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:

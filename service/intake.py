@@ -16,6 +16,9 @@ from service.incoming import Incoming, Upload
 from service.settings import Settings
 from service.uploads import Wish
 
+TURN_SECONDS = 60.0
+"""How long a video waits for those before it: a request does not hang for as long as others send films."""
+
 
 @dataclass(frozen=True, slots=True)
 class Intake:
@@ -46,8 +49,16 @@ class Intake:
     async def _filmed(self, film: IO[bytes], wished: int | None, most: int, stack: AsyncExitStack) -> list[Source]:
         """The frames of a video that are worth reconstructing from."""
         limits = frame_limits(self.settings, wished, most)
-        async with self.films:
+        try:
+            await asyncio.wait_for(self.films.acquire(), TURN_SECONDS)
+        except TimeoutError as error:
+            raise Problem(
+                429, "too-many-videos", "Other videos are being looked at.", "Try again later.", retry_after=30
+            ) from error
+        try:
             frames = await asyncio.to_thread(video.frames, film, limits)
+        finally:
+            self.films.release()
         stack.callback(frames.close)
         return await asyncio.to_thread(archive.photos, frames, self.settings)
 

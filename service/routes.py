@@ -7,7 +7,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -287,8 +287,9 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
     if verdict == "conflict":
         raise idempotency_conflict()
     if kept:
-        for upload in wish.uploads:
-            await backend.incoming.remove(upload)
+        with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
+            for upload in wish.uploads:
+                await backend.incoming.remove(upload)
     return found
 
 

@@ -78,10 +78,10 @@ async def test_an_idempotency_key_makes_one_job(queue):
     assert len({job for _, job in first}) == 1
     assert await queue.depth() == (1, 1)
     assert (await add(queue, "i", idempotency_key="k", fingerprint="other"))[0][0] == "conflict"
-    assert await queue.known("k")
-    assert not await queue.known("l")
+    assert await queue.made("k") is not None
+    assert await queue.made("l") is None
     await queue.forget(first[0][1])
-    assert not await queue.known("k")
+    assert await queue.made("k") is None
     assert await add(queue, "j", idempotency_key="k", fingerprint="f") == [("new", "j")]
 
 

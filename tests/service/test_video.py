@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import video
+from service import intake, video
 from service.errors import Problem
 from tests.service.filmed import film, shot, turned, walk
-from tests.service.support import SMALL, ended, jpeg, settled, stored, zipped
+from tests.service.support import SMALL, ended, form, jpeg, settled, stored, zipped
 
 LIMITS = video.Limits(frames=5, seconds=60, pixels=10**6, cpu_seconds=20)
 
@@ -151,3 +151,13 @@ async def test_videos_are_refused_clearly(api, settings, files, fields, kind, wo
     assert answer.json()["type"] == kind, answer.text
     assert words in answer.text
     assert stored(settings) == []
+
+
+async def test_a_video_does_not_wait_for_others_for_ever(api, monkeypatch):
+    monkeypatch.setattr(intake, "TURN_SECONDS", 0.1)
+    async with api.app.state.backend.intake.films:
+        answer = await api.post("/reconstruct", files={"video": ("a.mp4", b"\0\0\0\x18ftypmp42")})
+        assert (answer.status_code, answer.json()["type"]) == (429, "too-many-videos")
+        assert answer.headers["retry-after"] == "30"
+        assert (await api.post("/reconstruct", files=form(), data=SMALL)).status_code == 202
+    assert (await api.post("/reconstruct", files={"video": ("a.mp4", b"x")})).status_code == 415
