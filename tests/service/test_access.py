@@ -186,7 +186,7 @@ async def test_a_link_opens_one_job_for_reading(settings, ring, alice, patient):
         early = (await client.post(f"/jobs/{job}/links", headers=bearer(alice))).json()
         first = (await client.get(early["links"]["self"])).json()
         assert f"?token={early['token']}" in first["links"]["events"]
-        async with client.stream("GET", early["links"]["events"]) as events:
+        async with asyncio.timeout(20), client.stream("GET", early["links"]["events"]) as events:
             lines = [line async for line in events.aiter_lines() if line.startswith("data:")]
         done = json.loads(lines[-1].removeprefix("data:"))
         assert done["status"] == "succeeded"
