@@ -12,6 +12,7 @@ from service import incoming, keys, tus
 from service.incoming import Incoming
 from service.keys import Keys
 from service.storage import Storage
+from tests.service.filmed import film, walk
 from tests.service.support import SMALL, ended, jpeg, serving, settled, stored, working, zipped
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -305,10 +306,14 @@ async def test_a_second_try_with_uploads_finds_the_first_ones_job(client):
     assert (other.status_code, other.json()["type"]) == (409, "idempotency-conflict")
 
 
-async def test_one_upload_may_be_an_archive(client):
+async def test_one_upload_may_be_an_archive_or_a_video(client):
     id = await upload(client, zipped({"2.jpg": jpeg(), "10.jpg": jpeg(1)}), "room.zip")
     answer = await client.post("/reconstruct", data={"uploads": id, "model": "geometry"}, files=NO_FILES)
     assert [view["name"] for view in answer.json()["views"]] == ["2.jpg", "10.jpg"]
+    id = await upload(client, film(walk()), "walk.mp4")
+    fields = {"uploads": id, "model": "geometry", "frames": "3"}
+    answer = await client.post("/reconstruct", data=fields, files=NO_FILES)
+    assert [view["width"] for view in answer.json()["views"]] == [320] * 3
 
 
 async def test_uploads_that_cannot_be_used_are_refused_and_kept(client, settings):
