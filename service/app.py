@@ -70,9 +70,9 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             watcher.stop()
-            listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
+            while not listening.done():  # a cancellation may be lost on its way
+                listening.cancel()
+                await asyncio.wait([listening], timeout=1.0)
             await incoming.close()
             await queue.close()
 

@@ -637,9 +637,12 @@ def _clock(flight: Flight, stage: str) -> Iterator[None]:
 
 
 async def _end_task(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """Cancel a loop until it ends: a library may lose a cancellation that comes just as its answer does."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+    if not task.cancelled():
+        task.result()
 
 
 async def _first(*events: asyncio.Event) -> None:
