@@ -310,8 +310,8 @@ class Queue:
         return depth, waiting
 
     async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
-        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and its request's
-        fingerprint."""
+        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and the
+        fingerprint of its request."""
         job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key, key), "id", "fingerprint")
         return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 
