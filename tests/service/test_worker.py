@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -430,27 +429,6 @@ async def test_a_killed_workers_jobs_end_exactly_once(queue, settings, spawn, ra
     for job in jobs:
         wanted = [f"jobs/{job}/{await queue.attempt(job)}/cameras.json"] if documents[job].files else []
         assert [path for path in stored(settings) if f"/{job}/" in path] == wanted
-
-
-async def test_a_loop_that_loses_its_cancellation_is_ended_all_the_same(settings, monkeypatch):
-    """As redis-py does now and then, when the server's answer and the cancellation come at once."""
-    beats = []
-
-    async def heartbeat(self, document):
-        beats.append(document)
-        if len(beats) == 1:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
-
-    monkeypatch.setattr(Queue, "heartbeat", heartbeat)
-    worker = Worker(settings, FakeCatalogue())
-    task = asyncio.create_task(worker.run())
-    while not beats:
-        await asyncio.sleep(0.01)
-    worker.stop()
-    done, _ = await asyncio.wait([task], timeout=15)  # wait_for would cancel it, and so help it out
-    assert done
-    assert task.result() == 0
 
 
 def test_progress_never_goes_back_and_ends_where_it_should():
