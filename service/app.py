@@ -53,8 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
         queue = Queue(settings)
         watcher = Watcher(queue)
         storage = Storage(settings.data_dir)
-        app.state.guard = Guard(settings, queue, Keys(storage))
         incoming = Incoming(settings, storage)
+        app.state.guard = Guard(settings, queue, Keys(storage))
         app.state.backend = Backend(
             settings=settings,
             queue=queue,

@@ -324,8 +324,8 @@ class Queue:
         return max(0.0, float(seconds + microseconds / 1e6 - int(first[0][0].partition("-")[0]) / 1e3))
 
     async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
-        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and its request's
-        fingerprint."""
+        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and the
+        fingerprint of its request."""
         job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key, key), "id", "fingerprint")
         return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 

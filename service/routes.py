@@ -73,7 +73,9 @@ class Backend:
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
     receiving: Counter[str] = field(default_factory=Counter)
-    """Uploads that are being received, by API key."""
+    """Jobs whose photos are being received, by API key."""
+    bodies: int = 0
+    """Bodies that are being received, of jobs and of resumable uploads."""
 
     async def models(self) -> list[ModelDocument]:
         """What the living workers serve; without one, what is installed here. Exactly one is the default."""
@@ -117,21 +119,25 @@ class Backend:
                 held = await self.queue.held(caller.key)
                 if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
                     raise too_many_jobs(self.settings)
-        async with self.receive(caller):
-            yield
+        async with self.receive():
+            self.receiving[caller.key] += 1
+            try:
+                yield
+            finally:
+                self.receiving[caller.key] -= 1
 
     @asynccontextmanager
-    async def receive(self, caller: Caller) -> AsyncIterator[None]:
-        """Room for one more body of the caller. Raises Problem 429 where there is none."""
-        if self.receiving.total() >= self.settings.max_uploads:
+    async def receive(self) -> AsyncIterator[None]:
+        """Room for one more body. Raises Problem 429 where there is none."""
+        if self.bodies >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
             )
-        self.receiving[caller.key] += 1
+        self.bodies += 1
         try:
             yield
         finally:
-            self.receiving[caller.key] -= 1
+            self.bodies -= 1
 
 
 def _state(worker: WorkerDocument) -> str:

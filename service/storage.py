@@ -21,10 +21,7 @@ CHUNK = 1 << 20
 
 class Storage:
     """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>` and `keys/<id>.json` under one
-    folder.
-
-    Writes are atomic.
-    """
+    folder. Writes are atomic."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
