@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run torch test check format bench test-gpu export clean
+.PHONY: run torch test check format bench test-gpu bench-gpu export clean
 .DEFAULT_GOAL := run
 
 # Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
@@ -37,8 +37,9 @@ run: $(VENV)/serve.stamp  ## start the whole service on http://127.0.0.1:8000
 
 torch: $(VENV)/torch.stamp  ## install what `scenelift models download` and `add` need
 
+# In a process a core, of one thread each, up to as many as the longest test leaves work for.
 test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json  ## run every test
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/develop.stamp  ## lint, types, import rules
 	@$(BIN)/ruff check .
@@ -59,8 +60,12 @@ bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in do
 	@$(BIN)/python -m bench.alignment
 	@$(BIN)/python -m bench.forward
 
-test-gpu: $(VENV)/develop.stamp  ## the tests that need a CUDA GPU
-	@$(BIN)/python -m pytest -m gpu
+# PY=python3: with what that has installed, PyTorch for CUDA and pytest at least, and no environment of its own.
+test-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## what only a CUDA GPU can prove; fails where there is none
+	@$(or $(PY),$(BIN)/python) -m pytest -m gpu --require-gpu
+
+bench-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## figures of a CUDA GPU, within 8 minutes, in docs/bench/gpu.*
+	@$(or $(PY),$(BIN)/python) -m bench.gpu
 
 export: $(VENV)/torch.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
 	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" $(if $(LICENCE),--licence "$(LICENCE)")

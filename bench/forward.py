@@ -10,8 +10,7 @@ released code works. Each has a process of its own and runs while the other wait
 the rounds, by the clock, and of all threads, which other work on the machine disturbs less. Peak memory is the
 process's own, weights included. The two answers are compared, too.
 
-With a CUDA GPU: encoder and decoder in half precision, the rest in autocast, the whole pass one CUDA graph; the limit
-is that of a large matrix product on an H100.
+On a GPU: `bench/gpu.py`.
 
 Every measurement is one record of forward.json; records of an earlier run are kept unless they are measured anew.
 """
@@ -34,10 +33,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.latency import cpu_name
 from export.sessions import choose_references
 from model.config import MVDUST3R_PLUS, PATCH, ModelConfig
-from model.mvdust3r import MVDUSt3R, NetworkOutput
+from model.mvdust3r import NetworkOutput
 from tests.golden.rule import golden_network
 from tests.model.naive_mvdust3r import NaiveMVDUSt3R
 
@@ -45,9 +43,6 @@ FOLDER = Path(__file__).parents[1] / "docs" / "bench"
 SQUARE = 224
 GROWTH = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """View counts of the plot."""
-GPU_VIEWS = (4, 12, 24)
-GPU_LIMIT = 798e12
-"""Operations a second of an 8192^3 bfloat16 product on an H100."""
 Kind = Literal["ours", "naive"]
 Pass = Callable[[Tensor, Sequence[int]], NetworkOutput]
 
@@ -211,78 +206,6 @@ def profiled(run: Pass, views: int, paths: int, square: int = SQUARE) -> dict[st
     return {kind: value / total for kind, value in seconds.items()}
 
 
-def in_half_precision(network: MVDUSt3R, dtype: torch.dtype) -> Pass:
-    """The same network with tokens in `dtype`: products and convolutions in it, norms and all after the heads' last
-    layers in float32, as autocast has it. Changes the network."""
-    network.encoder.to(dtype)
-    network.decoder.to(dtype)
-    for head in (network.reference_head, network.head):
-        head.to(memory_format=torch.channels_last)
-
-    def run(images: Tensor, references: Sequence[int] | Tensor) -> NetworkOutput:
-        # Without autocast's cache of converted weights: a CUDA graph would keep what was freed since.
-        with torch.autocast(images.device.type, dtype, cache_enabled=False):
-            return network(images, references)
-
-    return run
-
-
-def on_gpu(counts: Sequence[int], rounds: int = 20) -> Iterator[dict[str, Any]]:
-    """One record a view count and type: a captured graph, replayed; its error against float32 on the same GPU."""
-    expected = {}
-    device = torch.device("cuda")
-    inputs = {n: (photos(n).to(device), torch.tensor(choose_references(n, 0, 4), device=device)) for n in counts}
-    network = golden_network(MVDUST3R_PLUS).to(device)
-    for views, (images, references) in inputs.items():
-        with torch.inference_mode():
-            expected[views] = network(images, references).points
-    for dtype in (torch.bfloat16, torch.float16):
-        run = in_half_precision(golden_network(MVDUST3R_PLUS).to(device), dtype)
-        for views, (images, references) in inputs.items():
-            replay, output = captured(run, images, references)
-            torch.cuda.reset_peak_memory_stats()
-            seconds = []
-            for _ in range(rounds):
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                start.record()
-                replay()
-                end.record()
-                end.synchronize()
-                seconds.append(start.elapsed_time(end) / 1000)
-            error = (output.points.float() - expected[views]).norm(dim=-1) / expected[views].norm(dim=-1)
-            work = sum(multiply_adds(MVDUST3R_PLUS, views, references.shape[0]).values())
-            yield {
-                "what": f"GPU, {str(dtype).removeprefix('torch.')}",
-                "device": torch.cuda.get_device_name(),
-                "views": views,
-                "seconds": [min(seconds)],
-                "peak_mb": torch.cuda.max_memory_allocated() / 1e6,
-                "multiply_adds": work,
-                "share_of_limit": share_of_limit(work, min(seconds)),
-                "point_error_median": float(error.median()),
-            }
-
-
-def share_of_limit(work: float, seconds: float) -> float:
-    """How near `work` multiply-adds in `seconds` come to GPU_LIMIT."""
-    return 2 * work / GPU_LIMIT / seconds
-
-
-def captured(run: Pass, images: Tensor, references: Tensor) -> tuple[Callable[[], None], NetworkOutput]:
-    """A pass as one CUDA graph, and where each replay leaves its answer."""
-    with torch.inference_mode():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # libraries choose their algorithms and take their workspaces before the capture
-                run(images, references)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = run(images, references)
-    return graph.replay, output
-
-
 # ---------------------------------------------------------------- the report
 
 
@@ -326,58 +249,50 @@ def table(document: dict[str, Any]) -> str:
             shares = " | ".join(f"{share:.1%}" for share in r["shares"].values())
             lines.append(f"| {r['what'].removeprefix('profile, ')} | {r['views']} | {shares} |")
         lines.append("")
-    others = [record for record in records if record["what"] == "alone" or record["what"].startswith("GPU")]
-    if others:
+    if alone := [record for record in records if record["what"] == "alone"]:
         lines += [
             "Alone, as the views grow (G: 10^9 multiply-adds, convolutions counted as they are written: on the CPU",
             "Winograd's method does the large ones with a sixth of them):",
             "",
-            "| | views | s | peak MB | needed G | G/s | share of the limit |",
-            "| --- |" + " --: |" * 6,
+            "| views | s | peak MB | needed G | G/s |",
+            "|" + " --: |" * 5,
         ]
-        for r in others:
-            device = "CPU" if r["what"] == "alone" else f"{r['device']}, {r['what'].removeprefix('GPU, ')}"
-            share = f"{r['share_of_limit']:.0%}" if "share_of_limit" in r else ""
-            rate = r["multiply_adds"] / min(r["seconds"]) / 1e9
-            lines.append(
-                f"| {device} | {r['views']} | {min(r['seconds']):.4g} | {r['peak_mb']:.0f} "
-                f"| {r['multiply_adds'] / 1e9:.0f} | {rate:.0f} | {share} |"
-            )
+        lines += [
+            f"| {r['views']} | {min(r['seconds']):.4g} | {r['peak_mb']:.0f} | {r['multiply_adds'] / 1e9:.0f} "
+            f"| {r['multiply_adds'] / min(r['seconds']) / 1e9:.0f} |"
+            for r in alone
+        ]
         lines += ["", "![Seconds and memory as the views grow](forward.png)", ""]
     return "\n".join(lines)
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds and peak memory over views, one line a device; on the CPU those of all threads, alone or in turn."""
+    """Seconds of all threads and peak memory over views, alone or in turn."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for record in sorted(records, key=lambda r: r["views"]):
-        if not record["what"].startswith("profile"):
-            on_cpu = record["what"] in ("alone", "compared")
-            lines.setdefault("CPU, float32, all threads" if on_cpu else record["what"], []).append(record)
-    for label, rows in lines.items():
-        views = [r["views"] for r in rows]
-        left.plot(views, [min(r.get("cpu_seconds", r["seconds"])) for r in rows], "o-", label=label)
-        right.plot(views, [r["peak_mb"] / 1000 for r in rows], "o-", label=label)
+    rows = sorted((r for r in records if not r["what"].startswith("profile")), key=lambda r: r["views"])
+    views = [r["views"] for r in rows]
+    left.plot(views, [min(r["cpu_seconds"]) for r in rows], "o-", label="CPU, float32, all threads")
+    right.plot(views, [r["peak_mb"] / 1000 for r in rows], "o-")
     left.set(xlabel="views", ylabel="seconds", ylim=(0, None))
     right.set(xlabel="views", ylabel="peak memory, GB", ylim=(0, None))
-    if left.lines:
-        left.legend()
+    left.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def keep(records: Sequence[dict[str, Any]], out: Path) -> None:
     """Add the records to those of earlier runs, and write the report anew."""
+    from bench.latency import cpu_name  # imports all of the service, which may not be installed beside a GPU
+
     out.mkdir(parents=True, exist_ok=True)
     path = out / "forward.json"
     before = json.loads(path.read_text())["records"] if path.exists() else []
-    known = {(r["what"], r.get("device", ""), r["views"]): r for r in (*before, *records)}
+    known = {(r["what"], r["views"]): r for r in (*before, *records)}
     document = {
         "setting": {
             "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
@@ -406,9 +321,6 @@ def main() -> None:
         for kind in ("ours", "naive"):
             shares = profiled(make_pass(kind, MVDUST3R_PLUS), views, MVDUST3R_PLUS.paths)
             keep([{"what": f"profile, {kind}", "views": views, "shares": shares}], arguments.out)
-    if torch.cuda.is_available():
-        for record in on_gpu(GPU_VIEWS):
-            keep([record], arguments.out)
     print((arguments.out / "forward.md").read_text())
 
 

@@ -161,7 +161,7 @@ def read_description(folder: Path) -> Description:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder.name}: its {DESCRIPTION_FILE} cannot be read: {error}") from None
+        raise ArtifactError(f"{folder.name}: its {DESCRIPTION_FILE} cannot be read: {words(error)}") from None
     known = {f.name for f in fields(Description)}
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() <= known:
         raise ArtifactError(f"{folder.name}: its {DESCRIPTION_FILE} is not of format {FORMAT}: export the model again")
@@ -232,6 +232,11 @@ def write_default(models: Path, name: str) -> None:
     partial = models / f".{DEFAULT_FILE}.partial"
     partial.write_text(name + "\n", encoding="utf-8")
     partial.replace(models / DEFAULT_FILE)
+
+
+def words(error: Exception) -> str:
+    """What an error says, to whoever may read it: of a file that cannot be used, without its path."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def sha256(path: Path) -> str:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.gate import LIMITS, ROOMS, photos_of, references_of
+from export.gate import LIMITS, all_photos, inputs_of, questions
+from export.parity import Exported, checkpoint
 from export.precision import written_in
-from export.runtime import normalised
 from model.layers import DecoderBlock, EncoderBlock
-from model.mvdust3r import MVDUSt3R
 
 
-def where_it_drifts(network: MVDUSt3R, precision: str, square: int) -> str:
+def where_it_drifts(network: Exported, precision: str, side: int) -> str:
     """From which block on a forward pass of two views in `precision` is further from that in float32 than half of the
-    points may be in the end; a clause for a message. Blocks are called as their parameters are."""
-    images = normalised(photos_of(ROOMS[0], square)[None, :2])
-    references = references_of(2, network.config.paths)
-    inputs = torch.from_numpy(images), torch.from_numpy(references)
+    points may be in the end; a clause for a message. Blocks are called as their parameters are.
+
+    side: of the squares that it is shown, in pixels.
+    """
+    config = network.config
+    paths = getattr(config, "paths", 1)
+    question = questions(config.network, side, oblong=False, paths=paths, max_views=2)[0]
+    inputs = inputs_of(question, all_photos(side))
     bound = LIMITS[precision].median
     expected = outputs_of_blocks(network, inputs)
     got = outputs_of_blocks(written_in(network, precision), inputs)
@@ -32,8 +35,9 @@ def where_it_drifts(network: MVDUSt3R, precision: str, square: int) -> str:
     return f"no block of encoder or decoder drifts by more than {bound:.1e}: its heads do"
 
 
-def outputs_of_blocks(network: MVDUSt3R, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What every block of encoder and decoder answers in a forward pass, by its name, in the order they compute."""
+def outputs_of_blocks(network: Exported, inputs: list[NDArray[Any]]) -> dict[str, Tensor]:
+    """What every block of encoder and decoder answers in a forward pass, by its name, in the order they compute: the
+    last time where it is called for each view."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -45,8 +49,7 @@ def outputs_of_blocks(network: MVDUSt3R, inputs: Sequence[Tensor]) -> dict[str, 
     }
     handles = [module.register_forward_hook(partial(keep, name)) for name, module in (starts | blocks).items()]
     try:
-        with torch.inference_mode():
-            network(*inputs)
+        checkpoint(network)(inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -39,6 +39,7 @@ from export.contract import (
     check_files,
     read_description,
     sha256,
+    words,
 )
 from export.runtime import gpu_target
 
@@ -104,6 +105,12 @@ class Key:
         parts = (self.weights_sha256[:12], self.graph_sha256[:12], f"{self.builder}-{self.version}")
         return "-".join((self.network, *parts, self.target, self.precision, f"v{self.profiles[-1].views[1]}", shapes))
 
+    @property
+    def command(self) -> str:
+        """What builds it."""
+        target = f" --target {self.target}" if self.builder == "tensorrt_rtx" else ""
+        return f"python -m export.engine ARTIFACT{target}"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -162,12 +169,17 @@ def plan_profiles(description: Description) -> tuple[Profile, ...]:
     starts = [least, *(bucket + 1 for bucket in buckets[:-1])]
     return tuple(
         Profile(
-            batch=(1, max(1, min(MAX_BATCH, VIEWS_AT_ONCE // end))),
+            batch=(1, most_jobs(end)),
             views=(start, end),
             references=(min(description.paths, start), min(description.paths, end)),
         )
         for start, end in zip(starts, buckets, strict=True)
     )
+
+
+def most_jobs(views: int) -> int:
+    """Jobs of so many views that a pass on a GPU takes at most."""
+    return max(1, min(MAX_BATCH, VIEWS_AT_ONCE // views))
 
 
 def choose_profile(profiles: tuple[Profile, ...], batch: int, views: int) -> int:
@@ -228,7 +240,9 @@ def build_engine(artifact: Path, key: Key, folder: Path, progress: Progress | No
     need = int(ROOM * check_files(artifact, description))
     folder.mkdir(parents=True, exist_ok=True)
     if need > shutil.disk_usage(folder).free:
-        raise EngineError(f"an engine of {description.name} takes about {need / 1e9:.1f} GB of disk: {folder} has less")
+        raise EngineError(
+            f"an engine of {description.name} takes about {need / 1e9:.1f} GB of disk: {folder.name} has less"
+        )
     trt = importlib.import_module(key.builder)
     started = time.monotonic()
     heard = _Heard()
@@ -402,7 +416,9 @@ def read_record(path: Path) -> Record:
         profiles = tuple(Profile(**{name: tuple(pair) for name, pair in p.items()}) for p in key.pop("profiles"))
         record = Record(key=Key(profiles=profiles, **key), **content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EngineError(f"the record of the engine {path.name} cannot be read ({error}): build it again") from None
+        raise EngineError(
+            f"the record of the engine {path.name} cannot be read ({words(error)}): build it again"
+        ) from None
     if record.format != FORMAT:
         raise EngineError(f"the record of the engine {path.name} is of format {record.format}: build it again")
     return record
@@ -416,8 +432,7 @@ def check_engine(path: Path, key: Key) -> Record:
         if found != expected:
             what = part.name.removesuffix("_sha256")
             difference = "other profiles" if what == "profiles" else f"{what} {found:.16}, not {expected:.16}"
-            again = f"python -m export.engine ARTIFACT --target {key.target}"
-            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {again}")
+            raise EngineError(f"the engine {path.name} is of {difference}: build it again, {key.command}")
     if not path.is_file() or path.stat().st_size != record.size or sha256(path) != record.sha256:
         raise EngineError(f"the engine {path.name} is not what was built, but cut off or altered: build it again")
     return record

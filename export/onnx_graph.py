@@ -47,7 +47,7 @@ from export.contract import (
 )
 from export.drift import where_it_drifts
 from export.gate import ParityError
-from export.parity import check_pair_parity, check_parity, check_rendered, check_splat_parity
+from export.parity import Exported, check_noise, check_rendered
 from export.precision import written_in
 from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
 from model.config import PATCH, DUSt3RConfig, MASt3RConfig, ModelConfig
@@ -91,8 +91,8 @@ def export_onnx(
     network takes a long side.
     max_views: the most views a job may have; None: as many as most released networks of its kind are for.
     precision: one of PRECISIONS, what its products are computed in (`export.precision`).
-    The graphs are compared with the network first: ParityError, and no folder, where they differ. What a network that
-    sees all views at once answers for rendered rooms is kept, to compare engines of the graph with (`export.gate`).
+    The graphs are compared with the network first: ParityError, and no folder, where they differ. What it answers for
+    rendered rooms is kept, to compare engines of the graphs with (`export.gate`).
     Raises ArtifactError for another network, for weights that are not finite, and for a name, size, number of views,
     precision or folder that cannot be.
     """
@@ -122,12 +122,15 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         made = Path(scratch) / "artifact"
         made.mkdir()
+        side = square or long_side or 0
         if isinstance(network, PairNetwork):
-            special = _write_pair_artifact(network, made, square or long_side or 0, precision)
+            special = _write_pair_artifact(network, made, side, precision)
         elif isinstance(network, NoPoSplat):
-            special = _write_splat_artifact(network, made, square or 0, precision)
+            special = _write_splat_artifact(network, made, side, precision)
         else:
-            special = _write_multi_view_artifact(network, made, square or 0, max_views, precision)
+            special = _write_multi_view_artifact(network, made, side, max_views, precision)
+        oblong = long_side is not None
+        parity = _compared(network, made, side, oblong=oblong, max_views=max_views, precision=precision)
         description = Description(
             name=name,
             network=network.config.network,
@@ -139,6 +142,7 @@ def export_onnx(
             files={path.name: sha256(path) for path in sorted(made.iterdir())},
             max_views=max_views,
             precision=precision,
+            parity=parity,
             made_with={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             **special,
         )
@@ -161,31 +165,34 @@ def _linear(network: Network | PairNetwork) -> bool:
     return isinstance(network.config, DUSt3RConfig) and not network.config.dense
 
 
-def _write_multi_view_artifact(
-    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str
+def _compared(
+    network: Exported, folder: Path, side: int, *, oblong: bool, max_views: int, precision: str
 ) -> dict[str, Any]:
-    """Write the graph, and compare it; what its description says of it."""
-    write_graph(written_in(network, precision), folder / GRAPH_FILE, square)
+    """What its graphs in `folder` differ in from the network, on noise and on rooms. Raises ParityError."""
     try:
-        parity = {
-            "noise": check_parity(network, folder / GRAPH_FILE, square, precision),
-            "rendered": check_rendered(network, folder, square, max_views, precision),
-        }
+        rendered = check_rendered(network, folder, side, oblong=oblong, max_views=max_views, precision=precision)
+        return {"noise": check_noise(network, folder, side, precision), "rendered": rendered}
     except ParityError as error:
         if precision == "fp32":
             raise
-        raise ParityError(f"{error}; {where_it_drifts(network, precision, square)}") from None
+        raise ParityError(f"{error}; {where_it_drifts(network, precision, side)}") from None
+
+
+def _write_multi_view_artifact(
+    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str
+) -> dict[str, Any]:
+    """Write the graph; what its description says of it."""
+    write_graph(written_in(network, precision), folder / GRAPH_FILE, square)
     return {
         "paths": network.config.paths,
         "max_batch": _max_batch(network.config, square, max_views),
         "view_bytes": square**2 * (SKIP_COPIES * 4 * network.config.skip_channels + PIXEL_BYTES),
         "pair_bytes": SCORE_COPIES * _score_bytes(network.config, (square // DIVISOR) ** 2),
-        "parity": parity,
     }
 
 
 def _write_pair_artifact(network: PairNetwork, folder: Path, side: int, precision: str) -> dict[str, Any]:
-    """Write both graphs, and compare them; what their description says of them."""
+    """Write both graphs; what their description says of them."""
     write_pair_graphs(written_in(network, precision), folder)
     # The widest photos are nearly squares of the long side.
     pixels, tokens = side**2, (side // DIVISOR) ** 2
@@ -197,12 +204,11 @@ def _write_pair_artifact(network: PairNetwork, folder: Path, side: int, precisio
         "paths": 1,
         "view_bytes": pixels * each + SCORE_COPIES * scores,
         "pair_bytes": KEPT_COPIES * 2 * pixels * PAIR_POINT_BYTES,
-        "parity": {"noise": check_pair_parity(network, folder, precision)},
     }
 
 
 def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int, precision: str) -> dict[str, Any]:
-    """Write the graph, and compare it; what its description says of it."""
+    """Write the graph; what its description says of it."""
     write_splat_graph(written_in(network, precision), folder / GRAPH_FILE, square)
     tokens = (square // DIVISOR) ** 2 + 1
     each = IMAGE_PIXEL_BYTES + 4 * (8 + 3 * (network.config.sh_degree + 1) ** 2) * FIELD_COPIES
@@ -210,7 +216,6 @@ def _write_splat_artifact(network: NoPoSplat, folder: Path, square: int, precisi
         "paths": 1,
         "view_bytes": square**2 * each,
         "pair_bytes": SCORE_COPIES * 4 * network.config.decoder_heads * tokens**2,
-        "parity": {"noise": check_splat_parity(network, folder / GRAPH_FILE, square, precision)},
     }
 
 

@@ -1,9 +1,9 @@
-"""Does an exported graph answer as its checkpoint does? Asked at export, where both are there."""
+"""Does an exported artifact answer as its checkpoint does? Asked at export, where both are there."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,11 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from export.contract import (
-    ANSWERS_FILE,
-    DECODER_FILE,
-    ENCODER_FILE,
-    GRAPH_FILE,
-    INPUTS,
-    OUTPUTS,
-    SPLAT_INPUTS,
-    SPLAT_OUTPUTS,
-    decoder_outputs,
-)
-from export.gate import LIMITS, ParityError, advice, check, point_errors, relative_error, write_answers
+from export.contract import ANSWERS_FILE, graph_tensors
+from export.gate import LIMITS, ParityError, Run, advice, check, errors_of, relative_error, whole, write_answers
+from export.served import served_graphs
 from model.config import PATCH
 from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
@@ -46,14 +38,18 @@ WORST = {"fp32": 1e-3, "fp16": 0.3, "bf16": 2.0}
 """Largest error of any output, relative to its largest value, that is allowed on noise: single pixels of a random
 network jump there. On photos `export.gate` is stricter."""
 
+Exported = MVDUSt3R | PairNetwork | NoPoSplat
+Inputs = list[NDArray[Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far one case's answers lie apart."""
+    """How far the answers to one input lie apart."""
 
     batch: int
     views: int
-    references: tuple[int, ...]
+    shapes: list[tuple[int, ...]]
+    """Of the inputs."""
     point_error_median: float
     """Of |p - q| / |q| over the points."""
     point_error_p99: float
@@ -61,70 +57,120 @@ class Parity:
     """Per output: largest absolute difference over the largest absolute value."""
 
 
-@dataclass(frozen=True, slots=True)
-class PairParity:
-    """The same for a pairwise network."""
-
-    batch: int
-    views: int
-    grids: tuple[tuple[int, int], tuple[int, int]]
-    point_error_median: float
-    point_error_p99: float
-    worst: dict[str, float]
+# ---------------------------------------------------------------- on noise
 
 
-def check_parity(network: MVDUSt3R, graph: Path, square: int, precision: str = "fp32") -> list[dict[str, Any]]:
-    """Run the network and its ONNX graph on the same noise, in every case of CASES; the measurements, JSON-able.
+def check_noise(network: Exported, folder: Path, side: int, precision: str = "fp32") -> list[dict[str, Any]]:
+    """Run the network and the graphs in `folder` on the same noise; the measurements, JSON-able.
 
-    Raises ParityError where a case is beyond the limits of the graph's precision or not finite.
+    side: of the squares that it sees, in pixels; a pairwise network is asked for small images of many shapes instead.
+    Raises ParityError where an answer is beyond the limits of the graphs' precision or not finite.
     """
-    session = open_on_cpu(graph)
+    graphs, limits = graphs_on_cpu(network, folder), LIMITS[precision]
     measured = []
-    for batch, views in CASES:
-        measured.append(_within_limits(compare(network, session, batch, views, square), precision))
+    for inputs in noise(network, side):
+        parity = compare(network, graphs, inputs)
+        errors = (parity.point_error_p99 / limits.p99, *(error / WORST[precision] for error in parity.worst.values()))
+        if not all(error <= 1 for error in errors):  # also where an error is not a number
+            raise ParityError(f"the ONNX graph in {precision} differs from the checkpoint: {parity}{advice(precision)}")
+        measured.append(asdict(parity))
     return measured
 
 
-def check_rendered(
-    network: MVDUSt3R, folder: Path, square: int, max_views: int, precision: str = "fp32"
-) -> list[dict[str, Any]]:
-    """Keep the network's answers for the rendered rooms in `folder`, and compare its ONNX graph there with them.
+def noise(network: Exported, side: int) -> Iterator[Inputs]:
+    """What a network is asked."""
+    if isinstance(network, PairNetwork):
+        yield from (pair_noise(*case) for case in PAIR_CASES)
+    elif isinstance(network, NoPoSplat):
+        yield from (splat_noise(*case, side) for case in SPLAT_CASES)
+    else:
+        yield from (view_noise(*case, side, network.config.paths) for case in CASES)
 
+
+def view_noise(batch: int, views: int, square: int, paths: int) -> Inputs:
+    """Images and references. The last view is the frame of the answer, so that a graph which ignores them shows."""
+    references = np.arange(views - 1, -1, -1)[:paths]
+    return [_uniform(views, batch, views, 3, square, square), references]
+
+
+def splat_noise(batch: int, views: int, square: int) -> Inputs:
+    """Images, and for each intrinsics of its own, so that a graph which exchanges or ignores them shows."""
+    intrinsics = np.tile(np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], np.float32), (batch, views, 1, 1))
+    intrinsics[..., [0, 1], [0, 1]] = np.random.default_rng(views).uniform(0.6, 1.6, (batch, views, 2))
+    return [_uniform(views, batch, views, 3, square, square), intrinsics]
+
+
+def pair_noise(batch: int, *grids: tuple[int, int]) -> Inputs:
+    """Images of both views, of so many rows and columns of patches."""
+    return [_uniform(view, batch, 3, PATCH * rows, PATCH * columns) for view, (rows, columns) in enumerate(grids)]
+
+
+def _uniform(seed: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def compare(network: Exported, graphs: Run, inputs: Inputs) -> Parity:
+    """How far the graphs' answer to `inputs` lies from the network's, in float32."""
+    *_, (_, names) = graph_tensors(network.config.network).values()
+    got, expected = (dict(zip(names, run(inputs), strict=True)) for run in (graphs, checkpoint(network)))
+    errors = errors_of("points", got, expected)
+    return Parity(
+        batch=inputs[0].shape[0],
+        views=2 if isinstance(network, PairNetwork) else inputs[0].shape[1],
+        shapes=[array.shape for array in inputs],
+        point_error_median=float(np.median(errors)),
+        point_error_p99=float(np.quantile(errors, 0.99)),
+        worst={name: relative_error(got[name], expected[name]) for name in names},
+    )
+
+
+# ---------------------------------------------------------------- on rendered rooms
+
+
+def check_rendered(
+    network: Exported, folder: Path, side: int, *, oblong: bool = False, max_views: int = 2, precision: str = "fp32"
+) -> list[dict[str, Any]]:
+    """Keep the network's answers for the rendered rooms in `folder`, and compare its graphs there with them.
+
+    side, oblong: of the squares that it sees, or, oblong, of the photos' long side alone.
     Further engines are compared with what is kept: see `export.gate`. Raises ParityError, likewise.
     """
+    name, paths = network.config.network, getattr(network.config, "paths", 1)
+    answers = folder / ANSWERS_FILE
+    write_answers(checkpoint(network), answers, name, side, oblong=oblong, paths=paths, max_views=max_views)
+    measured = check(graphs_on_cpu(network, folder), answers, name, "the ONNX graph", precision)
+    return [asdict(case) for case in measured]
 
-    def checkpoint(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+
+# ---------------------------------------------------------------- what answers
+
+
+def checkpoint(network: Exported) -> Run:
+    """The network itself."""
+    return whole({file: _in_torch(module) for file, module in served_graphs(network).items()})
+
+
+def _in_torch(module: nn.Module) -> Run:
+    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         with torch.inference_mode():
-            output = network(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
-        return [getattr(output, name).numpy() for name in OUTPUTS]
+            outputs = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
 
-    def graph(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = session.run(OUTPUTS, dict(zip(INPUTS, inputs, strict=True)))
-        return outputs
-
-    write_answers(checkpoint, folder / ANSWERS_FILE, square, network.config.paths, max_views)
-    session = open_on_cpu(folder / GRAPH_FILE)
-    return check(graph, folder / ANSWERS_FILE, "the ONNX graph", precision)
+    return run
 
 
-def check_splat_parity(network: NoPoSplat, graph: Path, square: int, precision: str = "fp32") -> list[dict[str, Any]]:
-    """The same for NoPoSplat, in every case of SPLAT_CASES."""
-    session = open_on_cpu(graph)
-    return [_within_limits(compare_splats(network, session, *case, square), precision) for case in SPLAT_CASES]
+def graphs_on_cpu(network: Exported, folder: Path) -> Run:
+    """Its exported graphs in `folder`."""
+    tensors = graph_tensors(network.config.network)
+    return whole({file: _in_onnx(open_on_cpu(folder / file), *names) for file, names in tensors.items()})
 
 
-def check_pair_parity(network: PairNetwork, folder: Path, precision: str = "fp32") -> list[dict[str, Any]]:
-    """The same for the encoder and the decoder in `folder`, one after the other, in every case of PAIR_CASES."""
-    encoder, decoder = (open_on_cpu(folder / file) for file in (ENCODER_FILE, DECODER_FILE))
-    return [_within_limits(compare_pair(network, encoder, decoder, *case), precision) for case in PAIR_CASES]
+def _in_onnx(session: ort.InferenceSession, names: Sequence[str], outputs: Sequence[str]) -> Run:
+    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        answers: list[NDArray[np.float32]] = session.run(outputs, dict(zip(names, inputs, strict=True)))
+        return answers
 
-
-def _within_limits(parity: Parity | PairParity, precision: str) -> dict[str, Any]:
-    limits = LIMITS[precision]
-    errors = (parity.point_error_p99 / limits.p99, *(error / WORST[precision] for error in parity.worst.values()))
-    if not all(error <= 1 for error in errors):  # also where an error is not a number
-        raise ParityError(f"the ONNX graph in {precision} differs from the checkpoint: {parity}{advice(precision)}")
-    return asdict(parity)
+    return run
 
 
 def open_on_cpu(graph: Path) -> ort.InferenceSession:
@@ -154,78 +200,3 @@ def open_on_cpu(graph: Path) -> ort.InferenceSession:
         widened = Path(scratch) / graph.name
         onnx.save(model, widened, save_as_external_data=True, location="weights")
         return ort.InferenceSession(widened, providers=["CPUExecutionProvider"])
-
-
-def compare(network: MVDUSt3R, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
-    """One case. The last view is the frame of the answer, so that a graph which ignores `references` shows."""
-    images = np.random.default_rng(views).uniform(-1, 1, (batch, views, 3, square, square)).astype(np.float32)
-    references = tuple(range(views))[::-1][: network.config.paths]
-    with torch.inference_mode():
-        output = network(torch.from_numpy(images), references)
-    expected = [getattr(output, name).numpy() for name in OUTPUTS]
-    got = session.run(OUTPUTS, dict(zip(INPUTS, (images, np.array(references, np.int64)), strict=True)))
-    errors = point_errors(got[0], expected[0])
-    return Parity(
-        batch=batch,
-        views=views,
-        references=references,
-        point_error_median=float(np.median(errors)),
-        point_error_p99=float(np.quantile(errors, 0.99)),
-        worst={name: relative_error(a, b) for name, a, b in zip(OUTPUTS, got, expected, strict=True)},
-    )
-
-
-def compare_splats(network: NoPoSplat, session: ort.InferenceSession, batch: int, views: int, square: int) -> Parity:
-    """One case. Every view has intrinsics of its own, so that a graph which exchanges or ignores them shows."""
-    rng = np.random.default_rng(views)
-    images = rng.uniform(-1, 1, (batch, views, 3, square, square)).astype(np.float32)
-    intrinsics = np.tile(np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], np.float32), (batch, views, 1, 1))
-    intrinsics[:, :, [0, 1], [0, 1]] = rng.uniform(0.6, 1.6, (batch, views, 2))
-    with torch.inference_mode():
-        output = network(torch.from_numpy(images), torch.from_numpy(intrinsics))
-    expected = [getattr(output, name).numpy() for name in SPLAT_OUTPUTS]
-    got = session.run(SPLAT_OUTPUTS, dict(zip(SPLAT_INPUTS, (images, intrinsics), strict=True)))
-    errors = point_errors(got[0], expected[0])
-    return Parity(
-        batch=batch,
-        views=views,
-        references=(0,),
-        point_error_median=float(np.median(errors)),
-        point_error_p99=float(np.quantile(errors, 0.99)),
-        worst={name: relative_error(a, b) for name, a, b in zip(SPLAT_OUTPUTS, got, expected, strict=True)},
-    )
-
-
-def compare_pair(
-    network: PairNetwork,
-    encoder: ort.InferenceSession,
-    decoder: ort.InferenceSession,
-    batch: int,
-    first: tuple[int, int],
-    second: tuple[int, int],
-) -> PairParity:
-    """One case: pairs of images of so many rows and columns of patches."""
-    rng = np.random.default_rng(batch)
-    grids = (first, second)
-    images = [
-        rng.uniform(-1, 1, (batch, 3, PATCH * rows, PATCH * columns)).astype(np.float32) for rows, columns in grids
-    ]
-    with torch.inference_mode():
-        answers = network.decode([network.encode(torch.from_numpy(view)) for view in images], grids)
-    names = decoder_outputs(network.config.network)
-    half = len(names) // 2
-    expected = {name: answers[index // half][name.partition("_")[2]].numpy() for index, name in enumerate(names)}
-    tokens = [encoder.run(None, {"images": view})[0] for view in images]
-    feed = {tensor.name: array for tensor, array in zip(decoder.get_inputs(), tokens, strict=True)}
-    got = dict(zip(names, decoder.run(list(names), feed), strict=True))
-    errors = np.concatenate(
-        [point_errors(got[name], expected[name]).ravel() for name in ("first_points", "second_points")]
-    )
-    return PairParity(
-        batch=batch,
-        views=2,
-        grids=grids,
-        point_error_median=float(np.median(errors)),
-        point_error_p99=float(np.quantile(errors, 0.99)),
-        worst={name: relative_error(got[name], expected[name]) for name in names},
-    )

@@ -26,7 +26,7 @@ from model.noposplat import NoPoSplat
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of `export.contract.PRECISIONS`."""
 
-N = TypeVar("N", MVDUSt3R, PairNetwork, NoPoSplat)
+N = TypeVar("N", bound=MVDUSt3R | PairNetwork | NoPoSplat)
 
 
 def written_in(network: N, precision: str) -> N:
@@ -38,7 +38,7 @@ def written_in(network: N, precision: str) -> N:
     _check_finite(network, "is not finite")
     dtype = DTYPES[precision]
     network = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-    lowered = [network.encoder, network.decoder]
+    lowered: list[nn.Module] = [network.encoder, network.decoder]
     if isinstance(network, MVDUSt3R):
         for head in (network.reference_head, network.head):
             layers: Any = head.points.skip_proj

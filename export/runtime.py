@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import MEAN, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
+from export.contract import MEAN, MULTI_VIEW, PAIR_FIELDS, SPLATS, STD, ArtifactError, Description, graph_tensors
 from model.types import DeviceLost, Float32, ModelInfo, Progress, ReconstructionError
 
 MEMORY_SHARE = 0.9
@@ -46,6 +46,11 @@ class Graph(Protocol):
         """
         ...
 
+    def jobs_at_once(self, views: int) -> int | None:
+        """How many jobs of so many views a pass takes, of a network that sees all views at once; None: as many as the
+        artifact says, which knows a CPU's memory."""
+        ...
+
 
 class OnnxGraph:
     """A `Graph` in ONNX Runtime."""
@@ -69,6 +74,8 @@ class OnnxGraph:
         import onnxruntime as ort
 
         available = ort.get_available_providers()
+        if "CUDAExecutionProvider" in available:
+            ort.preload_dlls()  # CUDA's libraries may be Python packages, where no loader looks
         # A product in TF32 is as coarse as one in fp16: what the graph has in float32 is to stay it.
         known: tuple[tuple[str, dict[str, str]], ...]
         known = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))
@@ -79,7 +86,8 @@ class OnnxGraph:
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+            why = str(error).replace(str(path.parent), "")
+            raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {why}") from error
         names = tuple(tuple(t.name for t in ts) for ts in (self._session.get_inputs(), self._session.get_outputs()))
         if names != (tuple(inputs), tuple(outputs)):
             raise ArtifactError(f"{name}: its inputs and outputs are {names}, not {(inputs, outputs)}")
@@ -114,6 +122,10 @@ class OnnxGraph:
             raise
         return outputs
 
+    def jobs_at_once(self, views: int) -> None:  # noqa: ARG002
+        """See `Graph.jobs_at_once`."""
+        return None
+
 
 def open_onnx(folder: Path, description: Description, threads: int | None) -> dict[str, OnnxGraph]:
     """The graphs of an artifact in ONNX Runtime, by their files. Raises ArtifactError where one is not loadable."""
@@ -140,6 +152,7 @@ def describe(
     description: Description, size: int, graph: Graph | None = None, passed_over: Sequence[str] = ()
 ) -> ModelInfo:
     """What users are told of a model whose files have `size` bytes; without a graph it is not open."""
+    together = graph.jobs_at_once(description.min_views) if graph and description.network in MULTI_VIEW else None
     return ModelInfo(
         name=description.name,
         network=description.network,
@@ -147,7 +160,7 @@ def describe(
         engine=graph.engine if graph else OnnxGraph.engine,
         square=description.square,
         long_side=description.long_side,
-        max_batch=description.max_batch,
+        max_batch=together or description.max_batch,
         min_views=description.min_views,
         max_views=description.max_views,
         parameters=description.parameters,

@@ -6,7 +6,7 @@ import hashlib
 
 from torch import Tensor, nn
 
-from export.contract import OUTPUTS, PAIR_FIELDS, SPLAT_OUTPUTS
+from export.contract import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, OUTPUTS, PAIR_FIELDS, SPLAT_OUTPUTS
 from model.config import PATCH
 from model.dust3r import PairNetwork
 from model.mvdust3r import MVDUSt3R
@@ -60,6 +60,13 @@ class PairDecoder(nn.Module):
         grids = [(tokens.shape[1], tokens.shape[2]) for tokens in views]
         answers = self.network.decode([tokens.flatten(1, 2) for tokens in views], grids)
         return tuple(answer[name] for answer in answers for name in PAIR_FIELDS[self.network.config.network])
+
+
+def served_graphs(network: MVDUSt3R | PairNetwork | NoPoSplat) -> dict[str, nn.Module]:
+    """The network in the graphs of its artifact, by their files."""
+    if isinstance(network, PairNetwork):
+        return {ENCODER_FILE: PairEncoder(network), DECODER_FILE: PairDecoder(network)}
+    return {GRAPH_FILE: SplatGraph(network) if isinstance(network, NoPoSplat) else ServedGraph(network)}
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import (
-    ANSWERS_FILE,
     ENGINES,
     GRAPH_FILE,
     PAIR_FIELDS,
@@ -56,9 +55,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GATE_SECONDS = 60.0
-"""What the comparison with the checkpoint may take, about: a CPU is to serve within minutes."""
-
 SCALE_LIMITS = (1e-4, 4e-3)
 """Gaussians' standard deviations, in units of the points' mean distance to the reference camera: what the released
 weights were trained to be rendered with."""
@@ -83,14 +79,16 @@ def list_models(folder: Path) -> list[ModelInfo]:
 
 
 def open_model(
-    folder: Path, threads: int | None = None, engine: str = "auto"
+    folder: Path, threads: int | None = None, engine: str = "auto", engines: Path | None = None
 ) -> NetworkSession | PairSession | SplatSession:
     """A ready model from an artifact's folder.
 
-    engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up, for which it has to answer as
-    the checkpoint does. Those passed over, and why, are in its `info`. threads: of the CPU, where that is what
-    computes; None: all.
-    Raises ArtifactError for a folder that is incomplete, altered or not loadable.
+    engine: one of ENGINES; `auto`: the fastest that opens the model here and warms up. Those passed over, and why, are
+    in its `info`. threads: of the CPU, where that is what computes; None: all. engines: where those lie that TensorRT
+    built on this machine; others lie in the artifact.
+    Raises ArtifactError for a folder that is incomplete, altered or not loadable, and ParityError, which is one, where
+    the engine answers otherwise than the checkpoint: that is asked first, a minute on a CPU, but only once (see
+    `export.gate`).
     """
     description = read_description(folder)
     size = check_files(folder, description)
@@ -100,20 +98,26 @@ def open_model(
     passed_over: list[str] = []
     for name in candidates[:-1]:
         try:
-            session = _session(folder, description, _graphs(name, folder, description, threads), size, passed_over)
+            graphs = _graphs(name, folder, description, threads, engines)
+            session = _session(folder, description, graphs, size, passed_over)
             session.warm_up()
             return session
         except Exception as error:  # whatever it is, the next engine may do
             log.warning("%s: not with %s: %s", description.name, name, error, exc_info=error)
             reason = str(error) if isinstance(error, ArtifactError) else type(error).__name__  # the world reads it
             passed_over.append(f"{name}: {reason}")
-    return _session(folder, description, _graphs(candidates[-1], folder, description, threads), size, passed_over)
+    graphs = _graphs(candidates[-1], folder, description, threads, engines)
+    return _session(folder, description, graphs, size, passed_over)
 
 
-def _graphs(engine: str, folder: Path, description: Description, threads: int | None) -> Mapping[str, Graph]:
+def _graphs(
+    engine: str, folder: Path, description: Description, threads: int | None, engines: Path | None
+) -> Mapping[str, Graph]:
     """The graphs of an artifact, by their files, as an engine opens them. Raises ArtifactError."""
     if engine == "tensorrt":
-        raise ArtifactError("no engine of TensorRT is run yet")
+        from export.tensorrt_graph import open_tensorrt
+
+        return open_tensorrt(folder, description, engines)
     if engine == "torch":
         try:
             from export.torch_graph import open_torch
@@ -126,6 +130,10 @@ def _graphs(engine: str, folder: Path, description: Description, threads: int | 
 def _session(
     folder: Path, description: Description, graphs: Mapping[str, Graph], size: int, passed_over: Sequence[str]
 ) -> NetworkSession | PairSession | SplatSession:
+    """The model of opened graphs, once they answer as the checkpoint does. Raises ParityError."""
+    from export.gate import admit
+
+    admit(folder, description, graphs)
     info = describe(description, size, next(iter(graphs.values())), passed_over)
     if description.network in PAIR_FIELDS:
         from export.pair_sessions import PairSession
@@ -135,8 +143,7 @@ def _session(
         from export.splat_sessions import SplatSession
 
         return SplatSession(description, graphs, info)
-    answers = folder / ANSWERS_FILE if ANSWERS_FILE in description.files else None
-    return NetworkSession(description, graphs, info, answers)
+    return NetworkSession(description, graphs, info)
 
 
 def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]:
@@ -162,13 +169,9 @@ def choose_references(views: int, reference: int, paths: int) -> tuple[int, ...]
 class NetworkSession:
     """A network that sees all views at once: a `model.types.Model`. `run` may be called from several threads."""
 
-    def __init__(
-        self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo, answers: Path | None = None
-    ) -> None:
-        """answers: the checkpoint's own, see `export.gate`; None: there are none to compare with."""
+    def __init__(self, description: Description, graphs: Mapping[str, Graph], info: ModelInfo) -> None:
         self.info = info
         self._description = description
-        self._answers = answers
         self._graph = graphs[GRAPH_FILE]
         self._seconds: dict[tuple[int, ...], float] = {}
         self._learned: dict[int, int] = {}
@@ -177,8 +180,8 @@ class NetworkSession:
     def run(self, batch: Sequence[Views], progress: Progress) -> list[Prediction | ReconstructionError]:
         """One forward pass for jobs of equal view count and reference; see `model.types.Model.run`.
 
-        Several passes where the memory that is free does not do for all jobs at once, and a refusal that says how many
-        views it does for where not even one job fits.
+        Several passes where the engine or the memory that is free does not do for all jobs at once, and a refusal that
+        says how many views it does for where not even one job fits.
         `progress` is called while the passes run, and what it raises ends them.
         """
         views, reference = len(batch[0]), batch[0].reference
@@ -217,44 +220,18 @@ class NetworkSession:
         ]
 
     def _jobs_that_fit(self, jobs: int, views: int) -> int:
-        """How many of `jobs` one pass may take in the memory that is free; all, where that is not known."""
+        """How many of `jobs` one pass takes: of its engine, and in the memory that is free, where that is known."""
+        jobs = min(jobs, self._graph.jobs_at_once(views) or jobs)
         free, each = usable_memory(self.info.device), self._description.pass_bytes(1, views)
         return jobs if free is None or each == 0 else min(jobs, free // each)
 
     def warm_up(self) -> None:
-        """A real forward pass of the fewest views, and, the first time, the comparison with the checkpoint's answers.
-
-        Raises ParityError where they differ, and RuntimeError if anything of its answer is not finite.
-        """
-        if self._answers is not None:
-            self._compare(self._answers)
-            self._answers = None
+        """A real forward pass of the fewest views. Raises RuntimeError if anything of its answer is not finite."""
         side = self.info.square or 0
         images = ramps(side, side, self.info.min_views)[None]
         references = choose_references(self.info.min_views, 0, self._description.paths)
         outputs = self._forward(normalised(images), np.array(references, np.int64), lambda _stage, _fraction: None)
         check_finite(outputs, self.info)
-
-    def _compare(self, answers: Path) -> None:
-        """The engine's answers with the checkpoint's, and what was measured to the log. Raises ParityError."""
-        from export.gate import check
-
-        free = usable_memory(self.info.device)
-        name, engine, precision = self.info.name, self._graph.engine, self._graph.precision
-        for case in check(
-            lambda inputs: self._graph.run(inputs, lambda _seconds: None),
-            answers,
-            f"{name} with {engine}",
-            precision,
-            fits=lambda batch, views: free is None or self._description.pass_bytes(batch, views) <= free,
-            seconds=GATE_SECONDS,
-        ):
-            log.info(
-                "%s with %s in %s answers %d x %d rendered views as its checkpoint: points within %.1e in the median "
-                "and %.1e at 99 %%, poses within %s degrees, rank correlation of the confidence %.5f",
-                *(name, engine, precision, case["batch"], case["views"], case["point_error_median"]),
-                *(case["point_error_p99"], case["pose_degrees"], case["rank_correlation"]),
-            )
 
     def _forward(self, images: Float32, references: NDArray[np.int64], progress: Progress) -> list[Float32]:
         """The graph's outputs."""

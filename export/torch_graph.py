@@ -1,4 +1,5 @@
-"""A network as it is, in PyTorch: on a CUDA GPU in bfloat16, each shape captured once as a CUDA graph and replayed."""
+"""A network as it is, in PyTorch: on a CUDA GPU in bfloat16, its small steps fused (`export.fused`), each shape
+captured once as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.contract import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, WEIGHTS_FILE, ArtifactError, Description
-from export.precision import written_in
+from export.engine import most_jobs
+from export.fused import fuse
+from export.precision import DTYPES, written_in
 from export.runtime import HEARTBEAT
 from export.served import PairDecoder, PairEncoder, ServedGraph, SplatGraph, weights_sha256
 from model.checkpoint import CheckpointError, load
@@ -45,8 +48,6 @@ class Capture:
     """Inputs in pinned memory of the host."""
     inputs: list[Tensor]
     outputs: list[Tensor]
-    answers: list[Tensor]
-    """Outputs in pinned memory of the host."""
 
 
 class TorchGraph:
@@ -54,12 +55,16 @@ class TorchGraph:
 
     engine = "torch"
 
-    def __init__(self, module: nn.Module, device: str, precision: str) -> None:
+    def __init__(self, module: nn.Module, device: str, precision: str, fused: bool = True) -> None:
         """module: in eval mode, tensors to a tensor or a tuple of them, as `export.served` has them; its products are
-        in `precision`."""
+        in `precision`. fused: on a GPU, where its steps can be, see `export.fused`."""
         self.device = device
         self.precision = precision
         self._module = module.to(device)
+        self.fused = device == "cuda" and fused and fuse(self._module, DTYPES[precision], device)
+        for part in self._module.modules() if device == "cuda" else ():
+            if isinstance(part, nn.Conv2d):  # tensor cores read pixel by pixel: else every input is put so first
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._captures: OrderedDict[tuple[torch.Size, ...], Capture] = OrderedDict()
         self._turn = threading.Lock()
         self._ended = threading.Event()
@@ -81,6 +86,10 @@ class TorchGraph:
                 raise
             return future.result()
 
+    def jobs_at_once(self, views: int) -> int | None:
+        """See `Graph.jobs_at_once`: on a GPU as many as an engine would take; where they are too many, it says so."""
+        return most_jobs(views) if self.device == "cuda" else None
+
     def _look_whether_ended(self, _module: nn.Module, _inputs: object) -> None:
         if self._ended.is_set():
             raise Ended
@@ -89,12 +98,12 @@ class TorchGraph:
     def _pass(self, inputs: list[Tensor]) -> list[NDArray[np.float32]]:
         try:
             answers = self._replay(inputs) if self.device == "cuda" else _listed(self._module(*inputs))
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            if not _short_of_memory(error):
+                raise DeviceLost(f"the GPU does not answer any more: {error}") from None
             self._captures.clear()
             torch.cuda.empty_cache()
             raise MemoryError(f"the GPU is out of memory: {error}") from None
-        except torch.AcceleratorError as error:
-            raise DeviceLost(f"the GPU does not answer any more: {error}") from None
         return [answer.float().numpy() for answer in answers]
 
     def _replay(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -109,10 +118,12 @@ class TorchGraph:
             staged.copy_(source)
             target.copy_(staged, non_blocking=True)
         capture.graph.replay()
-        for output, answer in zip(capture.outputs, capture.answers, strict=True):
+        # Pinned memory, which PyTorch takes back for a later pass once nobody reads this answer any more.
+        answers = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in capture.outputs]
+        for output, answer in zip(capture.outputs, answers, strict=True):
             answer.copy_(output, non_blocking=True)
         torch.cuda.synchronize()
-        return [answer.clone() for answer in capture.answers]
+        return answers
 
     def _capture(self, inputs: list[Tensor]) -> Capture:
         held = [tensor.to(self.device) for tensor in inputs]
@@ -123,11 +134,11 @@ class TorchGraph:
                 self._module(*held)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Another thread's pass, of another graph, may take memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = _listed(self._module(*held))
         staged = [tensor.pin_memory() for tensor in inputs]
-        answers = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in outputs]
-        return Capture(graph, staged, held, outputs, answers)
+        return Capture(graph, staged, held, outputs)
 
 
 def open_torch(folder: Path, description: Description) -> dict[str, TorchGraph]:
@@ -155,6 +166,15 @@ def open_torch(folder: Path, description: Description) -> dict[str, TorchGraph]:
             DECODER_FILE: TorchGraph(PairDecoder(lowered), device, precision),
         }
     raise ArtifactError(f"{description.name}: its weights are of another network")
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """Of PyTorch's allocator, of CUDA's own, or of the former in a capture, whose end then fails, too."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or isinstance(error.__context__, torch.OutOfMemoryError)
+        or "out of memory" in str(error)
+    )
 
 
 def _listed(output: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

@@ -61,7 +61,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, PATCH, PATCH)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        # In the order they have here: else every sum after them lies channel by channel, and every norm turns its copy.
+        return self.proj(images).flatten(2).transpose(1, 2).contiguous()
 
 
 class Mlp(nn.Module):
@@ -77,6 +78,8 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Self-attention inside each view: x (..., S, C) to the same shape; all leading axes are batch."""
 
+    rotate = staticmethod(rotate)
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -85,13 +88,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, dim=-1))
-        q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (rotate(q, rope), rotate(k, rope), v))
+        q, k, v = (t.flatten(0, -4).transpose(1, 2) for t in (self.rotate(q, rope), self.rotate(k, rope), v))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2)).reshape(x.shape)
 
 
 class CrossAttention(nn.Module):
     """Attention of one set of views to another. Keys and values are made once a view, whoever reads them."""
+
+    rotate = staticmethod(rotate)
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -108,8 +113,8 @@ class CrossAttention(nn.Module):
 
         memory_rope: where the memory's tokens are; None: where those of x are.
         """
-        q = rotate(self._heads(self.projq(x)), rope)
-        k = rotate(self._heads(self.projk(memory)), memory_rope or rope)
+        q = self.rotate(self._heads(self.projq(x)), rope)
+        k = self.rotate(self._heads(self.projk(memory)), memory_rope or rope)
         v = self._heads(self.projv(memory))
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

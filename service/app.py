@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.access import Guard, caller, describe
 from service.errors import Problem
 from service.headers import HEADERS, Hardened, docs_page
-from service.jobs import Queue
+from service.jobs import Queue, end_task
 from service.keys import Keys
 from service.metrics import ApiMetrics
 from service.models import Registry
@@ -62,9 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             watcher.stop()
-            while not listening.done():  # a cancellation may be lost on its way
-                listening.cancel()
-                await asyncio.wait([listening], timeout=1.0)
+            await end_task(listening)
             await queue.close()
 
     app = FastAPI(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def worker() -> None:
     from service.worker import run
 
     settings = Settings()
-    run(settings, Registry(settings.models_dir, settings.engine))
+    run(settings, Registry(settings.models_dir, settings.engine, settings.engines_dir))
 
 
 @app.command()
@@ -190,14 +191,19 @@ def models(context: typer.Context) -> None:
         return
     from service.models import Registry
 
-    registry = Registry(Settings().models_dir)
+    settings = Settings()
+    registry = Registry(settings.models_dir, engines=settings.engines_dir)
     default = registry.default()
-    table = Table("name", "network", "photos", "size", "licence", "engine", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "network", "photos", "size", "licence", "engine", "engines present"):
+        table.add_column(heading, no_wrap=heading == "name")
     for info in registry.infos():
         name = f"{info.name} (default)" if info.name == default else info.name
         size = f"{info.bytes / 1e6:.0f} MB" if info.bytes else "-"
         engine = f"{info.engine} on {info.device}" if info.engine != info.device else info.engine
-        table.add_row(name, info.network, f"{info.min_views}-{info.max_views}", size, info.licence, engine)
+        engines = "\n".join(f"{record.key.target} {record.key.precision}" for record in registry.records(info.name))
+        photos = f"{info.min_views}-{info.max_views}"
+        table.add_row(name, info.network, photos, size, info.licence, engine, engines or "-")
     out.print(table)
 
 
@@ -300,8 +306,36 @@ def doctor() -> None:
     findings = asyncio.run(examine(Settings()))
     marks = {True: "[green]ok[/green]  ", False: "[red]fail[/red]", None: "-   "}
     for finding in findings:
-        out.print(f"{marks[finding.ok]}  {finding.what:<12} {finding.detail}")
+        out.print(f"{marks[finding.ok]}  {finding.what:<15} {finding.detail}")
     if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def healthcheck() -> None:
+    """Say what this machine's workers are doing; exit code 1 where one cannot take jobs, or where there is none.
+
+    What a container's health check asks: the heartbeats that its worker sends, not whether a port is open.
+    """
+    from redis.exceptions import RedisError
+
+    from service.jobs import Queue
+
+    async def ask() -> list[str]:
+        queue = Queue(Settings())
+        try:
+            return [worker.state for worker in await queue.workers() if worker.host == socket.gethostname()]
+        finally:
+            await queue.close()
+
+    try:
+        states = asyncio.run(ask())
+    except (RedisError, OSError):
+        states = []
+        out.print("the queue cannot be reached")
+    else:
+        out.print(", ".join(states) or "no worker on this machine")
+    if not states or not {"ready", "busy", "draining"}.issuperset(states):
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -9,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from service import machine
-from service.jobs import answers
+from service.jobs import Queue, answers
 from service.models import Registry
 from service.settings import Settings
 from service.supervisor import SupervisorError, server_binary
@@ -34,13 +35,22 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += [Finding("GPU", True, f"{gpu.name}, {gpu.memory_total / 2**30:.1f} GiB") for gpu in gpus]
     if not gpus:
         findings.append(Finding("GPU", None, "none found; everything runs on the CPU"))
-    for package in ("onnxruntime", "pycolmap", "opencv-python-headless", "numba", "tensorrt", "torch"):
+    for package in (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "pycolmap",
+        "opencv-python-headless",
+        "numba",
+        "tensorrt",
+        "torch",
+    ):
         try:
-            findings.append(Finding(package[:12], True, importlib.metadata.version(package)))
+            findings.append(Finding(package[:15], True, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(package[:12], None, "not installed"))
+            findings.append(Finding(package[:15], None, "not installed"))
     findings += [await _queue(settings), _data(settings)]
-    return findings + _models(settings)
+    registry = Registry(settings.models_dir, settings.engine, settings.engines_dir)
+    return findings + await _engines(settings, registry) + _models(registry)
 
 
 async def _queue(settings: Settings) -> Finding:
@@ -64,8 +74,36 @@ def _data(settings: Settings) -> Finding:
     return Finding("data", free > 1 << 30, f"{folder}, {free / 2**30:.1f} GiB free")
 
 
-def _models(settings: Settings) -> list[Finding]:
-    registry = Registry(settings.models_dir, settings.engine)
+async def _engines(settings: Settings, registry: Registry) -> list[Finding]:
+    """TensorRT engines: those that are there, and those that this machine's GPU asks for and has not."""
+    findings = []
+    for info in registry.infos():
+        for record in registry.records(info.name):
+            key = record.key
+            made = f"{key.target} in {key.precision} by {key.builder} {key.version}, {record.size / 1e6:.0f} MB"
+            findings.append(Finding("engine", True, f"{info.name}: for {made}"))
+    missing = [engine for engine in registry.engines() if not engine.present]
+    if not missing:
+        return findings
+    queue = Queue(settings)
+    try:
+        reached = await answers(settings.queue_url)
+        workers = {worker.id: worker for worker in await queue.workers()} if reached else {}
+        for engine in missing:
+            state, holder = "missing; a worker builds it when it starts", None
+            with contextlib.suppress(OSError):  # a folder that no worker has written to, and nobody here may
+                holder = await queue.holder(engine.lock()) if reached and engine.folder.is_dir() else None
+            if holder is not None:
+                building = workers[holder].building if holder in workers else None
+                share = f", {100 * building.progress:.0f} %" if building else ""
+                state = f"being built by worker {holder}{share}"
+            findings.append(Finding("engine", None, f"{engine.model}: {state}"))
+    finally:
+        await queue.close()
+    return findings
+
+
+def _models(registry: Registry) -> list[Finding]:
     default = registry.default()
     names = [info.name for info in registry.infos()]
     began = time.perf_counter()

@@ -9,6 +9,7 @@ Keys, all in one hash slot:
     {scenelift}:worker:<id>      a worker's last heartbeat, gone when it stays away
     {scenelift}:events           channel: ids of jobs whose record changed
     {scenelift}:cancel           channel: ids of running jobs that are to stop
+    {scenelift}:lock:<name>      the worker that does what one worker alone is to do, for as long as it renews that
 
 A job belongs to the worker that read it from the stream for as long as that worker renews its lease. Whoever finds an
 entry whose lease ran out claims it; `attempts` counts the tries. What a worker that lost its lease still does is
@@ -17,6 +18,8 @@ refused by `FINISH`, so a job ends exactly once. In a record `owner` is that wor
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -239,6 +242,20 @@ redis.call('HSETNX', KEYS[1], 'link_secret', ARGV[1])
 return redis.call('HGET', KEYS[1], 'link_secret')
 """
 
+# KEYS lock. ARGV worker, ms. Takes a lock that is free, renews one's own; answers whose it is.
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+
+# KEYS lock. ARGV worker. Another's stays.
+_LET_GO = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -273,6 +290,8 @@ class Queue:
         self._held = script(_COMMON + _HELD)
         self._spend = script(_SPEND)
         self._link = script(_LINK)
+        self._hold = script(_HOLD)
+        self._let_go = script(_LET_GO)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -472,6 +491,20 @@ class Queue:
         interval = max(1, int(self._settings.sweep_seconds * 1000))
         return bool(await self._redis.set(f"{PREFIX}:sweep", 1, nx=True, px=interval))
 
+    async def hold(self, lock: str, worker: str) -> str:
+        """Take or renew a lock; it is free again a lease after its holder falls silent. Answers who holds it."""
+        holder: str = await self._hold([_lock_key(lock)], (worker, int(self._settings.lease_seconds * 1000)))
+        return holder
+
+    async def let_go(self, lock: str, worker: str) -> bool:
+        """Free a lock; False where it is not this worker's any more."""
+        return bool(await self._let_go([_lock_key(lock)], (worker,)))
+
+    async def holder(self, lock: str) -> str | None:
+        """The worker that holds a lock."""
+        holder: str | None = await self._redis.get(_lock_key(lock))
+        return holder
+
     async def missing(self, jobs: list[str]) -> list[str]:
         """Those of `jobs` that have no record (any more)."""
         return [job for job in jobs if not await self._redis.exists(_job_key(job))]
@@ -527,6 +560,10 @@ def _idempotency_key(idempotency_key: str, key: str) -> str:
     return f"{PREFIX}:idempotency:{hashlib.sha256(f'{key}:{idempotency_key}'.encode()).hexdigest()}"
 
 
+def _lock_key(lock: str) -> str:
+    return f"{PREFIX}:lock:{lock}"
+
+
 def _moment(record: Mapping[str, str], name: str) -> datetime | None:
     return datetime.fromtimestamp(float(record[name]), UTC) if name in record else None
 
@@ -558,3 +595,13 @@ def _document(job: str, record: Mapping[str, str], ahead: int) -> JobDocument:
             "links": Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel", files=f"{base}/files/all.zip"),
         }
     )
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
+    together with what it waits for, and a loop would go on for ever."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

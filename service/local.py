@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from export.contract import ArtifactError
 from model.types import Progress, ReconstructionError
 from service import images, pipeline
 from service.errors import Problem
@@ -21,7 +22,7 @@ def reconstruct(
 ) -> pipeline.Outcome:
     """The files of a scene. Raises Problem with one sentence on whatever is wrong with the photos or the options."""
     checked = _options(options)
-    registry = Registry(settings.models_dir, settings.engine)
+    registry = Registry(settings.models_dir, settings.engine, settings.engines_dir)
     infos = {info.name: info for info in registry.infos()}
     name = model or registry.default()
     if name not in infos:
@@ -48,12 +49,15 @@ def reconstruct(
         views.append(images.load_view(path.name, data, info.square, info.long_side))
     try:
         job = pipeline.gather(views, checked, lambda done: progress("choosing", 0.1 * done))
+        progress("opening", 0.1)  # a network's first time on this machine: it is compared with its checkpoint
         (answer,) = registry.open(name).run([job], lambda stage, done: progress(stage, 0.1 + 0.7 * done))
         if isinstance(answer, ReconstructionError):
             raise answer
         return pipeline.finish(answer, job, checked, lambda stage, done: progress(stage, 0.8 + 0.2 * done))
     except ReconstructionError as error:
         raise Problem(422, "cannot-reconstruct", error.detail, error.suggestion) from error
+    except ArtifactError as error:
+        raise Problem(503, "model-broken", f"The model cannot be used here: {error}.", "Add it again.") from error
 
 
 def _options(options: dict[str, Any]) -> Options:

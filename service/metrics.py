@@ -16,6 +16,7 @@ class ApiMetrics:
         self.seconds = Histogram(
             "scenelift_http_seconds", "Time to the last byte.", ("route",), buckets=SECONDS, registry=registry
         )
+        self.queue = Gauge("scenelift_queue_up", "Whether the queue answers.", registry=registry)
         self.depth = Gauge("scenelift_queue_depth", "Jobs waiting or running.", registry=registry)
         self.waiting = Gauge("scenelift_queue_waiting", "Jobs that no worker has read yet.", registry=registry)
         self.workers = Gauge("scenelift_workers", "Workers with a heartbeat.", ("state",), registry=registry)
@@ -27,6 +28,9 @@ class WorkerMetrics:
         self.jobs = Counter("scenelift_jobs", "Jobs ended by this worker.", ("model", "status"), registry=registry)
         self.retries = Counter("scenelift_retries", "Jobs put back for another try.", registry=registry)
         self.running = Gauge("scenelift_jobs_running", "Jobs this worker holds.", registry=registry)
+        self.memory = Gauge(
+            "scenelift_device_memory_bytes", "Memory of the device that computes.", ("kind",), registry=registry
+        )
         self.batch = Histogram(
             "scenelift_batch_size", "Jobs a forward pass.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32), registry=registry
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from export.contract import DEFAULT_FILE, ArtifactError, read_description, write_default
+from export.contract import DEFAULT_FILE, ArtifactError, Description, read_description, write_default
+from export.engine import ENGINES_FOLDER, EngineError, Key, Record, check_engine, wanted_engine
 from export.sessions import list_models, open_model
 from model.types import Model, ModelInfo
+from service.engines import Engine, build_command, list_records
 
 GEOMETRY = ModelInfo(
     name="geometry",
@@ -39,14 +42,25 @@ class Catalogue(Protocol):
         """A ready model. Slow; KeyError for a name that is not in `infos`."""
         ...
 
+    def engines(self) -> list[Engine]:
+        """The engines that this machine's GPU asks for, present or not."""
+        ...
+
 
 class Registry:
     """The catalogue of a models folder: one folder an artifact, and a file `default` that names the default."""
 
-    def __init__(self, folder: Path, engine: str = "auto") -> None:
-        """engine: what is to compute networks, see `export.sessions.open_model`."""
+    def __init__(
+        self, folder: Path, engine: str = "auto", engines: Path | None = None, target: str | None = None
+    ) -> None:
+        """engine: what is to compute networks, see `export.sessions.open_model`. engines: where those lie that were
+        built on this machine. target: the GPU to build for, see `export.engine.wanted_engine`."""
         self._folder = folder
         self._engine = engine
+        self._engines = engines
+        self._target = target
+        self._whole: dict[Path, tuple[int, int]] = {}
+        """Engines that were read and found whole, with the time and size of their files."""
 
     def infos(self) -> list[ModelInfo]:
         """`geometry` first, then the artifacts."""
@@ -73,14 +87,53 @@ class Registry:
             from model.classical.model import GeometricModel
 
             return GeometricModel()
-        return open_model(self._find(name), engine=self._engine)
+        return open_model(self._find(name), engine=self._engine, engines=self._engines)
+
+    def engines(self) -> list[Engine]:
+        """Of each network that takes one; none where TensorRT is not to be used or cannot be."""
+        found: list[Engine] = []
+        if self._engines is None or self._engine not in ("auto", "tensorrt"):
+            return found
+        for artifact, description in self._artifacts():
+            try:
+                key = wanted_engine(description, self._target)
+            except EngineError:  # opening the model says why
+                continue
+            present = any(self._is_whole(key, folder) for folder in (self._engines, artifact / ENGINES_FOLDER))
+            command = build_command(artifact, self._engines, self._target)
+            found.append(Engine(description.name, key.name, self._engines, present, command))
+        return found
+
+    def records(self, name: str) -> list[Record]:
+        """Of a model's engines, for whatever GPU: those built here, and those that came with it."""
+        for artifact, description in self._artifacts():
+            if description.name == name:
+                return list_records(description, artifact / ENGINES_FOLDER, *([self._engines] if self._engines else []))
+        return []
+
+    def _is_whole(self, key: Key, folder: Path) -> bool:
+        path = folder / f"{key.name}.engine"
+        try:
+            stat = path.stat()
+            looked_at = (stat.st_mtime_ns, stat.st_size)
+            if self._whole.get(path) != looked_at:
+                check_engine(path, key)
+                self._whole[path] = looked_at
+        except (EngineError, OSError):
+            return False
+        return True
 
     def _find(self, name: str) -> Path:
         """The artifact's folder, whatever that is called."""
-        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
-            try:
-                if not folder.name.startswith(".") and folder.is_dir() and read_description(folder).name == name:
-                    return folder
-            except ArtifactError:
-                continue
+        for folder, description in self._artifacts():
+            if description.name == name:
+                return folder
         raise KeyError(name)
+
+    def _artifacts(self) -> Iterator[tuple[Path, Description]]:
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
+            if not folder.name.startswith(".") and folder.is_dir():
+                try:
+                    yield folder, read_description(folder)
+                except ArtifactError:
+                    continue

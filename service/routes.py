@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections import Counter
@@ -85,10 +86,12 @@ class Backend:
             workers = await self.queue.workers()
         except (RedisError, OSError):
             return ["The queue cannot be reached."], []
+        if not self.settings.require_worker:  # they come when there are jobs
+            return [], workers
         if not workers:
             return ["There is no worker."], workers
         if not any(worker.state in ("ready", "busy") for worker in workers):
-            return [f"No worker is ready: {', '.join(sorted(worker.state for worker in workers))}."], workers
+            return [f"No worker is ready: {', '.join(sorted(map(_state, workers)))}."], workers
         return [], workers
 
     @asynccontextmanager
@@ -116,6 +119,12 @@ class Backend:
             yield
         finally:
             self.receiving[caller.key] -= 1
+
+
+def _state(worker: WorkerDocument) -> str:
+    if worker.building is None or worker.state != "starting":
+        return worker.state
+    return f"{worker.state} (its engine is being built, {100 * worker.building.progress:.0f} %)"
 
 
 def queue_full() -> Problem:
@@ -467,10 +476,15 @@ async def health(request: Request, response: Response, backend: TheBackend) -> H
 async def get_metrics(backend: TheBackend) -> Response:
     """For Prometheus."""
     metrics = backend.metrics
-    depth, waiting = await backend.queue.depth()
+    depth, waiting, workers = math.nan, math.nan, []
+    try:
+        depth, waiting = await backend.queue.depth()
+        workers = await backend.queue.workers()
+        metrics.queue.set(1)
+    except (RedisError, OSError):
+        metrics.queue.set(0)
     metrics.depth.set(depth)
     metrics.waiting.set(waiting)
-    workers = await backend.queue.workers()
     for state in ("starting", "ready", "busy", "draining", "unhealthy"):
         metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

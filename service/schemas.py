@@ -166,6 +166,15 @@ class CheckDocument(BaseModel):
     detail: str = ""
 
 
+class BuildingDocument(BaseModel):
+    """An engine that a worker builds, taking no jobs meanwhile."""
+
+    engine: str
+    phase: str
+    """In the builder's words."""
+    progress: float = Field(ge=0, le=1)
+
+
 class WorkerDocument(BaseModel):
     id: str
     host: str
@@ -182,6 +191,7 @@ class WorkerDocument(BaseModel):
     started_at: datetime
     last_heartbeat: datetime
     last_check: CheckDocument | None
+    building: BuildingDocument | None = None
 
 
 class WorkersDocument(BaseModel):

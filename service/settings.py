@@ -17,7 +17,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SCENELIFT_", env_file=".env", extra="ignore", frozen=True)
 
-    data_dir: Path = Field(Path("data"), description="Folder of photos, results, models and the embedded queue.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder of photos, results, models, engines and the embedded queue."
+    )
     redis_url: str = Field("", description="Redis or Valkey to use (redis:// or unix://); empty: the embedded one.")
     host: str = Field("127.0.0.1", description="Address that the API and the worker's metrics listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
@@ -66,6 +68,11 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
+
+    @property
+    def engines_dir(self) -> Path:
+        """Engines that were built on this machine."""
+        return self.data_dir / "engines"
 
     @property
     def socket_path(self) -> Path:

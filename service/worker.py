@@ -25,11 +25,13 @@ import structlog
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
+from export.contract import ArtifactError
 from model.types import DeviceLost, ModelInfo, Prediction, Progress, ReconstructionError, Views
 from service import images, logs, machine, pipeline
 from service.batcher import Batcher
+from service.engines import Workshop
 from service.errors import Problem
-from service.jobs import CANCELS, Queue, Taken, connect
+from service.jobs import CANCELS, Queue, Taken, connect, end_task
 from service.metrics import WorkerMetrics
 from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
@@ -120,6 +122,10 @@ class Worker:
         self._metrics = WorkerMetrics()
         self._infos: dict[str, ModelInfo] = {}
         self._models: dict[str, ServedModel] = {}
+        self._offered: set[str] = set()
+        """Engines that were there when their model was opened, or is to be opened anew."""
+        self._renewed: set[str] = set()
+        """Models to open anew: an engine has come for them."""
         self._flights: dict[str, Flight] = {}
         self._landed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -128,6 +134,7 @@ class Worker:
         self._started_at = datetime.now(UTC)
         self._done = self._failed = 0
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._workshop = Workshop(self._queue, self.id, settings.lease_seconds)
 
     def stop(self) -> None:
         """Take nothing more, end what runs, leave."""
@@ -156,9 +163,9 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._leave)
             for loop in loops:
-                stack.push_async_callback(_end_task, asyncio.create_task(loop))
+                stack.push_async_callback(end_task, asyncio.create_task(loop))
             pull = asyncio.create_task(self._pull())
-            stack.push_async_callback(_end_task, pull)
+            stack.push_async_callback(end_task, pull)
             log.info("worker started", worker=self.id)
             await _first(self._stopping, self._broken)
             if self._stopping.is_set():
@@ -361,6 +368,9 @@ class Worker:
 
     def _open(self, name: str) -> ServedModel:
         """The model, loaded and warm; on the thread that computes."""
+        if name in self._renewed:
+            self._renewed.discard(name)
+            self._models.pop(name, None)
         if name not in self._models:
             model = self._catalogue.open(name)
             self._opened()
@@ -503,11 +513,14 @@ class Worker:
 
     async def _beat(self) -> None:
         """Tell who is here."""
-        await self._queue.heartbeat(await asyncio.to_thread(self._describe))
+        document = await asyncio.to_thread(self._describe)
+        self._metrics.memory.labels("used").set(document.device.memory_used)
+        self._metrics.memory.labels("total").set(document.device.memory_total)
+        await self._queue.heartbeat(document)
 
     def _refresh(self) -> None:
         """Look again at which models there are: they may be added while we run."""
-        opened = {name: model.info for name, model in self._models.copy().items()}
+        opened = {name: self._workshop.explain(model.info) for name, model in self._models.copy().items()}
         self._infos = {info.name: info for info in self._catalogue.infos()} | opened
 
     def _describe(self) -> WorkerDocument:
@@ -537,6 +550,7 @@ class Worker:
             started_at=self._started_at,
             last_heartbeat=datetime.now(UTC),
             last_check=self._check,
+            building=self._workshop.building,
         )
 
     async def _publish(self) -> None:
@@ -555,6 +569,7 @@ class Worker:
     async def _check_often(self) -> None:
         """A real tiny forward pass at the start and then whenever the worker is idle for long: only what has just
         computed is known to compute. A device that fails is tried again; one that hangs ends the worker."""
+        await self._attempt(self._provide_engines)
         name, deadline = self._catalogue.default(), self._settings.check_deadline_seconds
         began = time.monotonic()
         check = asyncio.create_task(self._batcher.on_thread(self._warm, name))
@@ -563,6 +578,8 @@ class Worker:
         detail = ""
         if not done:
             detail = f"{name} did not answer in {deadline:g} s"
+        elif isinstance(cause, ArtifactError):  # made for readers
+            detail = f"{name} failed: {self._workshop.lacking(name) or cause}"
         elif cause is not None:
             detail = f"{name} failed: {type(cause).__name__}"  # no more: the world reads it
         seconds = round(time.monotonic() - began, 3)
@@ -580,10 +597,27 @@ class Worker:
 
     def _warm(self, name: str) -> None:
         self._refresh()
-        known = name in self._models
+        known = self._models.get(name)
         model = self._open(name)
-        if known:
+        if model is known:
             model.warm_up()
+
+    async def _provide_engines(self) -> None:
+        """Have missing engines built: at the start before any model is opened, of models that come later while no job
+        runs. A model whose engine has come since it was opened is opened anew."""
+        for engine in await asyncio.to_thread(self._catalogue.engines):
+            if await self._workshop.provide(engine, self._alone) and engine.name not in self._offered:
+                self._offered.add(engine.name)
+                opened = self._models.get(engine.model)
+                if opened is not None and opened.info.engine != "tensorrt":
+                    self._renewed.add(engine.model)
+
+    async def _alone(self) -> None:
+        """Take no more jobs until the next deep check; comes back once none runs."""
+        self._check = None
+        await asyncio.sleep(RETRY_SECONDS)  # for a job that is just being taken
+        while self._flights:
+            await self._landing(1.0)
 
     async def _sweep(self) -> None:
         """Remove the files of jobs whose record has expired, and uploads that never became a job."""
@@ -629,15 +663,6 @@ def _clock(flight: Flight, stage: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     flight.seconds[stage] = time.monotonic() - began
-
-
-async def _end_task(task: asyncio.Task[None]) -> None:
-    """Cancel a loop until it ends: a library may lose a cancellation that comes just as its answer does."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=1.0)
-    if not task.cancelled():
-        task.result()
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""The house itself: rooms where they belong, torch only where it may be, containers that a machine accepts."""
+"""The house itself: rooms where they belong, torch only where it may be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
-from compose_spec.models import ComposeSpecification
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,20 +35,6 @@ def test_the_api_imports_no_numerics_of_the_worker() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout, result.returncode) == ("\n", 0), result.stderr
-
-
-def test_compose_file_is_valid_and_every_target_exists() -> None:
-    compose = ComposeSpecification.model_validate(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
-    for name in ("api", "worker", "worker-gpu"):
-        assert f" AS {compose.services[name].build.target}\n" in dockerfile
-
-
-def test_dockerfile_is_clean() -> None:
-    result = subprocess.run(
-        [Path(sys.executable).with_name("hadolint"), ROOT / "docker" / "Dockerfile"], capture_output=True, text=True
-    )
-    assert (result.returncode, result.stdout) == (0, "")
 
 
 def test_readme_opens_with_the_two_commands() -> None:

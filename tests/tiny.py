@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
-import tempfile
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 
 from export.contract import DESCRIPTION_FILE
-from export.onnx_graph import export_onnx
 from model.config import BackboneConfig, DUSt3RConfig, MASt3RConfig, ModelConfig, NoPoSplatConfig
 from model.dust3r import DUSt3R
 from model.families import Network
@@ -39,27 +40,36 @@ TINY_HEADS = dataclasses.replace(TINY_CONFIG, encoder_width=128, decoder_width=1
 TINY_PAIRS = DUSt3RConfig(
     encoder_width=32,
     encoder_depth=1,
-    encoder_heads=2,
+    encoder_heads=4,
     decoder_width=32,
     decoder_depth=1,
-    decoder_heads=2,
+    decoder_heads=4,
     dense=False,
 )
+"""Head counts that the rule for foreign checkpoints finds."""
 TINY_MATCHES = MASt3RConfig(
     **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
     descriptor=8,
 )
 TINY_LONG_SIDE = 64
 TINY_SPLATS = NoPoSplatConfig(
-    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__} | {"encoder_heads": 4, "decoder_heads": 4},
+    **{name: getattr(TINY_PAIRS, name) for name in BackboneConfig.__slots__},
 )
-"""Head counts that the rule for foreign checkpoints finds."""
 TINY_SPLAT_SQUARE = 64
 NARROW = {"CHANNELS": 16, "OUTPUT_CHANNELS": 8, "LEVEL_CHANNELS": (8, 8, 16, 16)}
 """Widths of a dense head that computes at once: no released network's differ."""
+SHARED = "SCENELIFT_TESTS_SHARED"
+"""Environment: the folder that all processes of one run of the tests share (`tests/conftest.py`)."""
 
 
 N = TypeVar("N", bound=Network)
+
+
+def export_onnx(network: Network, folder: Path, name: str, licence: str, **limits: Any) -> None:
+    """`export.onnx_graph.export_onnx`, imported when asked for: where there is a GPU, what it needs may be missing."""
+    from export import onnx_graph
+
+    onnx_graph.export_onnx(network, folder, name, licence, **limits)
 
 
 def tiny_network(config: ModelConfig = TINY_CONFIG, seed: int = 0) -> MVDUSt3R:
@@ -93,7 +103,7 @@ def with_random_weights(network: N, seed: int) -> N:
 def make_tiny_artifact(folder: Path, name: str = "tiny") -> Path:
     """Write the tiny artifact to `folder / name`, where `export.sessions.open_model` opens it; that folder.
 
-    The export takes some 15 s, once a process; further ones are copies.
+    The export takes some 15 s, once a run of the tests; further ones are copies.
     """
     return _copy(_exported(), folder / name, name)
 
@@ -115,27 +125,44 @@ def _copy(artifact: Path, target: Path, name: str) -> Path:
     return target
 
 
-@cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="scenelift-tiny-")
+def exported_once(name: str, export: Callable[[Path], object]) -> Path:
+    """The folder that `export(folder)` writes, whole or not at all: by the first of this run's processes that asks.
+
+    Read only: a test that changes it copies it.
+    """
+    with one_at_a_time(name) as shared:
+        folder = shared / name
+        if not folder.exists():
+            export(folder)
+    return folder
 
 
-@cache
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[Path]:
+    """The folder that this run's processes share, for one of them that does what is called `name`; others wait."""
+    shared = Path(os.environ[SHARED])
+    with (shared / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
 def _exported() -> Path:
-    folder = Path(_scratch().name) / "tiny"
-    export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
-    return folder
+    return exported_once(
+        "tiny", lambda folder: export_onnx(tiny_network(), folder, "tiny", "Apache-2.0", square=TINY_SQUARE)
+    )
 
 
-@cache
 def _exported_pairs() -> Path:
-    folder = Path(_scratch().name) / "tiny-pairs"
-    export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE)
-    return folder
+    return exported_once(
+        "tiny-pairs",
+        lambda folder: export_onnx(tiny_pair_network(), folder, "tiny-pairs", "Apache-2.0", long_side=TINY_LONG_SIDE),
+    )
 
 
-@cache
 def _exported_splats() -> Path:
-    folder = Path(_scratch().name) / "tiny-splats"
-    export_onnx(tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3)
-    return folder
+    return exported_once(
+        "tiny-splats",
+        lambda folder: export_onnx(
+            tiny_splat_network(), folder, "tiny-splats", "Apache-2.0", square=TINY_SPLAT_SQUARE, max_views=3
+        ),
+    )

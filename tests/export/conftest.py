@@ -8,7 +8,7 @@ import pytest
 
 from export.engine import ensure_engine
 from export.onnx_graph import export_onnx
-from tests.tiny import TINY_HEADS, TINY_SQUARE, make_tiny_artifact, tiny_network
+from tests.tiny import TINY_HEADS, TINY_SQUARE, exported_once, make_tiny_artifact, one_at_a_time, tiny_network
 
 
 @pytest.fixture(scope="session")
@@ -17,15 +17,23 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def half_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_artifact() -> Path:
     """In fp16, for two or three views."""
-    folder = tmp_path_factory.mktemp("half") / "half"
-    export_onnx(tiny_network(TINY_HEADS), folder, "half", "none", square=TINY_SQUARE, max_views=3, precision="fp16")
-    return folder
+    network = tiny_network(TINY_HEADS)
+    return exported_once(
+        "half",
+        lambda folder: export_onnx(network, folder, "half", "none", square=TINY_SQUARE, max_views=3, precision="fp16"),
+    )
 
 
 @pytest.fixture(scope="session")
 def built(half_artifact: Path) -> Path:
     """An engine of it, in its folder `engines`."""
     pytest.importorskip("tensorrt_rtx")
-    return ensure_engine(half_artifact, "sm89", half_artifact / "engines")
+    with one_at_a_time("built"):
+        return ensure_engine(half_artifact, "sm89", half_artifact / "engines")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that what other processes do takes place beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

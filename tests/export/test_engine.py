@@ -20,7 +20,16 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from export import engine, runtime
-from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, Description, read_description, sha256
+from export.contract import (
+    ANSWERS_FILE,
+    DECODER_FILE,
+    DESCRIPTION_FILE,
+    ENCODER_FILE,
+    GRAPH_FILE,
+    Description,
+    read_description,
+    sha256,
+)
 from export.engine import (
     MAX_BATCH,
     TARGETS,
@@ -38,7 +47,7 @@ from export.engine import (
     wanted_engine,
     write_engine,
 )
-from tests.tiny import TINY_SQUARE
+from tests.tiny import TINY_SQUARE, make_tiny_pair_artifact, make_tiny_splat_artifact
 
 RTX = "tensorrt_rtx"
 DESCRIPTION = Description(
@@ -92,10 +101,11 @@ def test_the_buckets_of_the_released_networks() -> None:
 )
 def test_every_difference_is_another_name_and_refused(tmp_path: Path, change: dict) -> None:
     other = dataclasses.replace(KEY, **change)
+    assert (f"--target {other.target}" in other.command) == (other.builder == RTX)
     assert other.name != KEY.name
     path = made_up(tmp_path, KEY)
     check_engine(path, KEY)
-    with pytest.raises(EngineError, match=f"is of .*: build it again, .*--target {other.target}"):
+    with pytest.raises(EngineError, match=f"is of .*: build it again, {other.command}$"):
         check_engine(path, other)
 
 
@@ -278,7 +288,7 @@ def test_a_progress_that_raises_ends_the_build(half_artifact: Path, built: Path,
 
 def broken_artifact(artifact: Path, folder: Path, change) -> Path:
     """A copy whose graph is changed, and whose description says so."""
-    copy = Path(shutil.copytree(artifact, folder / "broken", ignore=shutil.ignore_patterns("engines")))
+    copy = Path(shutil.copytree(artifact, folder / "broken", ignore=shutil.ignore_patterns("engines", "passed")))
     model = onnx.load(copy / GRAPH_FILE)
     change(model.graph)
     onnx.save(model, copy / GRAPH_FILE)
@@ -322,7 +332,7 @@ def test_what_the_builder_does_not_take_is_named(
 
 
 def test_a_graph_that_is_not_the_exported_one_is_not_built(half_artifact: Path, built: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(half_artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engines")))
+    copy = Path(shutil.copytree(half_artifact, tmp_path / "copy", ignore=shutil.ignore_patterns("engines", "passed")))
     with (copy / GRAPH_FILE).open("ab") as file:
         file.write(b"\0")
     app = Typer()
@@ -331,6 +341,42 @@ def test_a_graph_that_is_not_the_exported_one_is_not_built(half_artifact: Path, 
     assert result.exit_code == 2
     assert "error: half: the file model.onnx has changed since its export" in result.output
     assert {path.name for path in copy.iterdir()} == {GRAPH_FILE, ANSWERS_FILE, DESCRIPTION_FILE}
+
+
+PIXELS, TOKENS, LENSES = (3, 64, 64), (4, 4, 32), (3, 3)
+OTHER_GRAPHS = {
+    "encoder": (make_tiny_pair_artifact, ENCODER_FILE, {"images": [(1, 3, 32, 48), (2, *PIXELS)]}),
+    "decoder": (
+        make_tiny_pair_artifact,
+        DECODER_FILE,
+        {"first_tokens": [(1, 2, 3, 32), (2, *TOKENS)], "second_tokens": [(1, 3, 2, 32), (2, *TOKENS)]},
+    ),
+    "gaussians": (
+        make_tiny_splat_artifact,
+        GRAPH_FILE,
+        {"images": [(1, 2, *PIXELS), (1, 3, *PIXELS)], "intrinsics": [(1, 2, *LENSES), (1, 3, *LENSES)]},
+    ),
+}
+"""Of what artifact which graph, and the least and the most of its inputs' shapes."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_GRAPHS)
+def test_the_builder_takes_the_graphs_that_no_engines_are_made_of_yet(tmp_path: Path, name: str) -> None:
+    """Whole, by NVIDIA's own parser and builder: of every batch, number of views and size between two shapes."""
+    trt = pytest.importorskip(RTX)
+    make, file, shapes = OTHER_GRAPHS[name]
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, builder.logger)
+    assert parser.parse_from_file(str(make(tmp_path) / file)), parser.get_error(0)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    for tensor, (least, most) in shapes.items():
+        profile.set_shape(tensor, least, most, most)
+    assert config.add_optimization_profile(profile) == 0
+    assert builder.build_serialized_network(network, config) is not None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -13,14 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from export import onnx_graph
-from export.contract import DECODER_FILE, ENCODER_FILE, GRAPH_FILE, OUTPUTS, ArtifactError, read_description
+from export.contract import GRAPH_FILE, OUTPUTS, ArtifactError, graph_tensors, read_description
 from export.gate import LIMITS, ParityError
 from export.onnx_graph import export_onnx
-from export.parity import check_parity, compare, open_on_cpu
+from export.parity import Exported, check_noise, compare, graphs_on_cpu, view_noise
 from export.precision import written_in
 from export.sessions import open_model
 from model.mvdust3r import MVDUSt3R
-from tests.tiny import TINY_CONFIG, TINY_HEADS, TINY_SQUARE, tiny_network, tiny_pair_network
+from tests.tiny import (
+    NARROW,
+    TINY_CONFIG,
+    TINY_HEADS,
+    TINY_MATCHES,
+    TINY_PAIRS,
+    TINY_SQUARE,
+    exported_once,
+    tiny_network,
+    tiny_pair_network,
+    tiny_splat_network,
+)
 
 ALONE = dataclasses.replace(TINY_CONFIG, decoder_depth=1, paths=1)
 NETWORKS = {"fp16": TINY_HEADS, "bf16": ALONE}
@@ -28,13 +40,14 @@ TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lowered(request: pytest.FixtureRequest) -> Path:
     """An artifact in half precision, one of each network."""
     if request.param == "fp16":
         return request.getfixturevalue("half_artifact")
-    folder = tmp_path_factory.mktemp("bf16") / "a"
-    export_onnx(tiny_network(ALONE), folder, "a", "none", square=TINY_SQUARE, precision="bf16")
-    return folder
+    network = tiny_network(ALONE)
+    return exported_once(
+        "bf16", lambda folder: export_onnx(network, folder, "a", "none", square=TINY_SQUARE, precision="bf16")
+    )
 
 
 @pytest.fixture
@@ -46,7 +59,8 @@ def network() -> MVDUSt3R:
 def test_near_to_torch_for_every_batch_and_view_count(lowered: Path, batch: int, views: int) -> None:
     precision = read_description(lowered).precision
     network = tiny_network(NETWORKS[precision])
-    parity = compare(network, open_on_cpu(lowered / GRAPH_FILE), batch, views, TINY_SQUARE)
+    inputs = view_noise(batch, views, TINY_SQUARE, network.config.paths)
+    parity = compare(network, graphs_on_cpu(network, lowered), inputs)
     assert parity.point_error_p99 < {"fp16": 0.01, "bf16": 0.08}[precision]
     assert parity.point_error_median < {"fp16": 0.002, "bf16": 0.016}[precision]
     assert max(parity.worst.values()) < {"fp16": 0.04, "bf16": 0.3}[precision]
@@ -86,17 +100,30 @@ def test_a_graph_in_fp16_is_served_by_the_same_session(lowered: Path) -> None:
 def test_other_weights_show_through_the_rounding(lowered: Path) -> None:
     precision = read_description(lowered).precision
     with pytest.raises(ParityError, match=f"in {precision} differs from the checkpoint.*try .* or fp32"):
-        check_parity(tiny_network(NETWORKS[precision], seed=1), lowered / GRAPH_FILE, TINY_SQUARE, precision)
+        check_noise(tiny_network(NETWORKS[precision], seed=1), lowered, TINY_SQUARE, precision)
+
+
+def narrow(kind: str) -> Exported:
+    if kind == "noposplat":
+        return tiny_splat_network()
+    with patch.multiple("model.dpt", **NARROW):
+        return tiny_pair_network(TINY_MATCHES if kind == "mast3r" else dataclasses.replace(TINY_PAIRS, dense=True))
 
 
 @pytest.mark.slow
-def test_a_pairwise_network_is_lowered_alike(tmp_path: Path) -> None:
-    description = export_onnx(tiny_pair_network(), tmp_path / "a", "a", "none", long_side=64, precision="fp16")
-    assert description.precision == "fp16"
-    assert all(LIMITS["fp32"].p99 < case["point_error_p99"] < 0.02 for case in description.parity["noise"])
-    for file in (ENCODER_FILE, DECODER_FILE):
+@pytest.mark.parametrize(("kind", "precision"), [("mast3r", "fp16"), ("dust3r", "bf16"), ("noposplat", "fp16")])
+def test_the_other_networks_are_lowered_alike(tmp_path: Path, kind: str, precision: str) -> None:
+    """The graph's errors are those of half precision: within its limits, and beyond float32's."""
+    side = {"square": 32} if kind == "noposplat" else {"long_side": 64}
+    description = export_onnx(narrow(kind), tmp_path / "a", "a", "none", precision=precision, **side)
+    assert description.precision == precision
+    for cases in description.parity.values():
+        assert len(cases) >= 1
+        assert all(LIMITS["fp32"].p99 < case["point_error_p99"] <= LIMITS[precision].p99 for case in cases)
+    for file in graph_tensors(description.network):
         types = {tensor.data_type for tensor in onnx.load(tmp_path / "a" / file).graph.initializer}
-        assert onnx.TensorProto.FLOAT16 in types
+        assert TYPES[precision] in types
+        assert onnx.TensorProto.DOUBLE not in types
 
 
 def test_the_network_is_left_as_it_was(network: MVDUSt3R) -> None:

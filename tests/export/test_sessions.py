@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import runtime, sessions
+from export import onnx_graph, runtime, sessions
 from export.contract import ANSWERS_FILE, DESCRIPTION_FILE, GRAPH_FILE, ArtifactError
 from export.onnx_graph import export_onnx
 from export.sessions import NetworkSession, choose_references, linear_scale, list_models, open_model, unit_rotation
@@ -183,8 +183,9 @@ def test_free_memory_is_the_systems_or_the_containers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak from /proc")
-def test_the_memory_of_a_pass_is_foreseen(tmp_path: Path) -> None:
+def test_the_memory_of_a_pass_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 224 pixels, where it counts: the peak of a process beyond an idle session lies below, and not far."""
+    monkeypatch.setattr(onnx_graph, "_compared", lambda *_, **__: {})  # asked elsewhere, and slow at this size
     config = dataclasses.replace(TINY_CONFIG, decoder_heads=4, decoder_width=64, skip_channels=64)
     description = export_onnx(tiny_network(config), tmp_path / "m", "m", "none", square=224)
     code = (

@@ -28,7 +28,16 @@ import torch
 from typer.testing import CliRunner
 
 from export import onnx_graph, weights
-from export.contract import DESCRIPTION_FILE, GRAPH_FILE, NETWORKS, WEIGHTS_FILE, Description, read_description
+from export.contract import (
+    DECODER_FILE,
+    DESCRIPTION_FILE,
+    ENCODER_FILE,
+    GRAPH_FILE,
+    NETWORKS,
+    WEIGHTS_FILE,
+    Description,
+    read_description,
+)
 from export.sessions import list_models
 from export.weights import RELEASED, SOURCE_FILE, Sizes, WeightsError, add, download
 from model import checkpoint
@@ -41,6 +50,7 @@ from tests.tiny import (
     TINY_CONFIG,
     TINY_SPLAT_SQUARE,
     make_tiny_artifact,
+    make_tiny_pair_artifact,
     make_tiny_splat_artifact,
     tiny_network,
     tiny_pair_network,
@@ -195,7 +205,7 @@ def test_a_released_name_becomes_the_served_default(hub: Hub, models: Path) -> N
     assert registry.infos()[1].licence == "CC BY-NC 4.0 and CC BY-NC-SA 4.0"
     assert registry.default() == NAME
     registry.open(NAME).warm_up()
-    modes = {(path.name, path.stat().st_mode) for path in (models / NAME).iterdir()}
+    modes = {(path.name, path.stat().st_mode) for path in (models / NAME).iterdir() if path.is_file()}
     assert len({mode for _, mode in modes}) == 1, modes
     kept = load(models / NAME / WEIGHTS_FILE)
     assert read_description(models / NAME).weights_sha256 == onnx_graph.weights_sha256(kept)
@@ -234,8 +244,21 @@ def test_a_declined_licence_fetches_nothing(hub: Hub, models: Path) -> None:
     ids=["as released", "as its arguments tell"],
 )
 def test_a_pairwise_network_of_ones_own_is_served(
-    tmp_path: Path, models: Path, constructor: str | None, square: int | None, long_side: int | None
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    constructor: str | None,
+    square: int | None,
+    long_side: int | None,
 ) -> None:
+    """The graphs, which are of any size, are those that were exported already: that they are its own is checked."""
+    graphs = make_tiny_pair_artifact(tmp_path)
+
+    def copied(_network: object, folder: Path) -> None:
+        for file in (ENCODER_FILE, DECODER_FILE):
+            shutil.copy(graphs / file, folder / file)
+
+    monkeypatch.setattr(onnx_graph, "write_pair_graphs", copied)
     network = tiny_pair_network()
     state = {upstream_name(name, network.config): tensor for name, tensor in network.state_dict().items()}
     torch.save({"model": state, "args": argparse.Namespace(model=constructor)}, tmp_path / "mine.pth")

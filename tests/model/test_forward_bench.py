@@ -43,35 +43,14 @@ def test_a_profile_shares_out_the_whole() -> None:
     assert all(share > 0 for share in shares.values())
 
 
-def test_half_precision_stays_near() -> None:
-    network, images = tiny_network(), forward.photos(5, 32)
-    with torch.inference_mode():
-        expected = network(images, (0, 3, 2, 1)).points
-        output = forward.in_half_precision(network, torch.bfloat16)(images, (0, 3, 2, 1))
-    assert output.points.dtype == torch.float32
-    error = (output.points - expected).norm(dim=-1) / expected.norm(dim=-1)
-    assert error.median() < 0.1
-
-
-@pytest.mark.gpu
-def test_a_captured_graph_answers_as_the_network() -> None:
-    network = tiny_network().cuda()
-    images, references = forward.photos(5, 32).cuda(), torch.tensor([0, 3, 2, 1]).cuda()
-    with torch.inference_mode():
-        expected = network(images, references)
-    replay, output = forward.captured(network, images, references)
-    replay()
-    torch.testing.assert_close(output.points, expected.points, rtol=1e-3, atol=1e-4)
-
-
 def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
     first = {"what": "alone", "views": 2, "seconds": [1.0], "cpu_seconds": [2.0], "peak_mb": 10.0, "multiply_adds": 2e9}
-    gpu = {**first, "what": "GPU, bfloat16", "device": "H100", "share_of_limit": forward.share_of_limit(399e12, 2.0)}
-    forward.keep([first, gpu], tmp_path)
+    other = first | {"views": 3}
+    forward.keep([first, other], tmp_path)
     forward.keep([first | {"seconds": [0.5]}], tmp_path)
     records = json.loads((tmp_path / "forward.json").read_text())["records"]
-    assert [(r["what"], r["seconds"]) for r in records] == [("GPU, bfloat16", [1.0]), ("alone", [0.5])]
+    assert [(r["views"], r["seconds"]) for r in records] == [(2, [0.5]), (3, [1.0])]
     report = (tmp_path / "forward.md").read_text()
-    assert "| CPU | 2 | 0.5 | 10 | 2 | 4 |  |" in report
-    assert "| H100, bfloat16 | 2 | 1 | 10 | 2 | 2 | 50% |" in report
+    assert "| 2 | 0.5 | 10 | 2 | 4 |" in report
+    assert "| 3 | 1 | 10 | 2 | 2 |" in report
     assert (tmp_path / "forward.png").stat().st_size > 5000

@@ -1,4 +1,5 @@
-"""A model without weights whose behaviour the photos' names choose; `python fake_model.py` is a worker that serves it.
+"""A model without weights whose behaviour the photos' names choose; `python fake_model.py` is a worker that serves it;
+with a word, one that has engines built, as that word says.
 
 Names that contain: nan (not a number), refuse (cannot be reconstructed), raise (a bug), oom (out of memory), lost (as
 is the device), crash (kills the process), slow and steady (take 3 s and 0.6 s, and report), hang (takes very long, and
@@ -13,11 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from export.engine import Record
 from model.types import Camera, DeviceLost, ModelInfo, Prediction, Progress, ReconstructionError, Views
+from service.engines import Engine
 
 SIDE = 32
 
@@ -87,6 +91,40 @@ class FakeCatalogue:
     def open(self, name: str) -> FakeModel:
         return self.models[name]
 
+    def engines(self) -> list[Engine]:
+        return []
+
+    def records(self, name: str) -> list[Record]:
+        return []
+
+
+class FakeEngines(FakeCatalogue):
+    """Models whose engines a process builds that is no builder: see `fake_builder.py`. One is opened with its engine
+    where that is there, as no engine at all is ever run."""
+
+    def __init__(self, folder: Path, behaviour: str = "build", *models: FakeModel) -> None:
+        super().__init__(*models)
+        self.folder, self.behaviour = folder, behaviour
+        self.opened: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def engines(self) -> list[Engine]:
+        return [self._engine(name) for name in self.models]
+
+    def _engine(self, model: str) -> Engine:
+        command = (sys.executable, str(Path(__file__).with_name("fake_builder.py")), str(self.folder), model)
+        present = (self.folder / f"{model}.engine").exists()
+        return Engine(model, model, self.folder, present, (*command, self.behaviour))
+
+    def open(self, name: str) -> FakeModel:
+        model = FakeModel(name)
+        if self._engine(name).present:
+            model.info = replace(model.info, engine="tensorrt")
+        else:
+            model.info = replace(model.info, engine="torch", passed_over=("tensorrt: there is no engine", "other: x"))
+        self.opened.append(model.info.engine)
+        return model
+
 
 class RudeCatalogue(FakeCatalogue):
     """Opening a model takes SIGTERM away from the process, as loading pycolmap does."""
@@ -101,4 +139,5 @@ if __name__ == "__main__":
     from service.settings import Settings
     from service.worker import run
 
-    run(Settings(), RudeCatalogue())
+    settings = Settings()
+    run(settings, FakeEngines(settings.engines_dir, *sys.argv[1:]) if sys.argv[1:] else RudeCatalogue())

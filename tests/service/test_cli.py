@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from export.contract import GRAPH_FILE, Description
+from export.engine import Key, Profile, Record, write_engine
 from service import app, cli, doctor, local, logs, supervisor
 from service.models import GEOMETRY, Registry
 from service.settings import Settings
-from tests.service.fake_model import FakeCatalogue, FakeModel
+from service.worker import Worker
+from tests.service.fake_model import FakeCatalogue, FakeEngines, FakeModel
 from tests.service.support import jpeg
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +119,63 @@ def test_the_doctor_says_what_works(fake):
     assert result.exit_code == 0, result.output
     for word in ("Python", "CPU", "GPU", "queue", "data", "fake: a tiny one in"):
         assert word in result.stdout
+
+
+KEY = Key("mvdust3r-plus", "a" * 64, "b" * 64, "fp16", "tensorrt", "11.4", "sm90", (Profile((1, 8), (2, 2), (2, 2)),))
+
+
+def test_models_and_doctor_list_engines(data_dir):
+    """Those built here and those that came with the model, for whatever GPU; no broken ones, nor another model's."""
+    description = Description(
+        name="m", network="mvdust3r-plus", licence="none", square=224, paths=4, parameters=1,
+        weights_sha256="a" * 64, files={GRAPH_FILE: "b" * 64}, precision="fp16",
+    )  # fmt: skip
+    artifact = data_dir / "models" / "m"
+    artifact.mkdir(parents=True)
+    (artifact / GRAPH_FILE).write_bytes(b"graph")
+    description.write(artifact)
+
+    def write(folder: Path, **change: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        return write_engine(folder, b"engine", Record(replace(KEY, **change), "", 6, {}, {}, {}, 1, 1, {}, 1.0, 1))
+
+    ours = data_dir / "engines"
+    write(ours)
+    write(artifact / "engines", builder="tensorrt_rtx", target="sm120")
+    write(ours, target="sm75", weights_sha256="c" * 64)
+    write(ours, target="sm80", precision="bf16")
+    write(ours, target="sm86").write_bytes(b"eng")
+    (ours / "no.engine").touch()
+    listed = run("models").stdout
+    assert [target for target in ("sm120", "sm90", "sm75", "sm80", "sm86") if target in listed] == ["sm120", "sm90"]
+    lines = [line for line in run("doctor").stdout.splitlines() if " engine " in line]
+    assert [line.split("m: ")[1] for line in lines] == [
+        "for sm90 in fp16 by tensorrt 11.4, 0 MB",
+        "for sm120 in fp16 by tensorrt_rtx 11.4, 0 MB",
+    ]
+
+
+async def test_the_doctor_says_of_missing_engines_who_builds_them(settings, monkeypatch):
+    """By builders that are none, for no GPU."""
+    catalogue = FakeEngines(settings.engines_dir, "slow")
+    monkeypatch.setattr(doctor, "Registry", lambda *_: catalogue)
+
+    async def told():
+        return [(found.ok, found.detail) for found in await doctor.examine(settings) if found.what == "engine"]
+
+    assert await told() == [(None, "fake: missing; a worker builds it when it starts")]
+    worker = Worker(settings, catalogue)
+    running = asyncio.create_task(worker.run())
+    while not (worker._workshop.building and worker._workshop.building.progress):
+        await asyncio.sleep(0.02)
+    await worker._beat()
+    assert await told() == [(None, f"fake: being built by worker {worker.id}, 40 %")]
+    worker.stop()
+    assert await running == 0
+    elsewhere = settings.model_copy(update={"redis_url": "unix:///nowhere.sock"})
+    assert [found.detail for found in await doctor.examine(elsewhere) if found.what == "engine"] == [
+        "fake: missing; a worker builds it when it starts"
+    ]
 
 
 def test_the_doctor_says_what_does_not(monkeypatch):
@@ -268,5 +330,6 @@ def test_it_runs_as_a_module():
     result = subprocess.run(
         (sys.executable, "-m", "service", "--help"), capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for name in ("serve", "api", "worker", "reconstruct", "models", "doctor", "export", "openapi", "keys"):
+    names = ("serve", "api", "worker", "reconstruct", "models", "doctor", "healthcheck", "export", "openapi", "keys")
+    for name in names:
         assert name in result.stdout
