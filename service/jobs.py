@@ -268,6 +268,10 @@ class Taken:
     photos: list[dict[str, Any]]
     created_at: float
     started_at: float
+    request: str = ""
+    """Id of the request that made it."""
+    traceparent: str = ""
+    """Of that request's span; empty: it was not traced."""
 
 
 class Queue:
@@ -309,6 +313,16 @@ class Queue:
         waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
         return depth, waiting
 
+    async def oldest(self) -> float:
+        """Seconds for which the job has waited that has waited longest for a worker to read it; 0: none waits."""
+        groups = await self._redis.xinfo_groups(STREAM) if await self._redis.exists(STREAM) else []
+        last = groups[0]["last-delivered-id"] if groups else "0-0"
+        first = await self._redis.xrange(STREAM, f"({last}", "+", count=1)
+        if not first:
+            return 0.0
+        seconds, microseconds = await self._redis.time()  # an entry's id is its milliseconds by that clock
+        return max(0.0, float(seconds + microseconds / 1e6 - int(first[0][0].partition("-")[0]) / 1e3))
+
     async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
         """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and the
         fingerprint of its request."""
@@ -325,8 +339,10 @@ class Queue:
         key: str = "",
         idempotency_key: str | None = None,
         fingerprint: str = "",
+        request: str = "",
+        traceparent: str = "",
     ) -> tuple[str, str]:
-        """Append a job of the API key `key` ("": nobody's).
+        """Append a job of the API key `key` ("": nobody's). Its worker is told `request` and `traceparent`: see Taken.
 
         Answers (`new`, its id), (`same` or `conflict`, the id that the Idempotency-Key made), or, where there is no
         room, (`full`, "") of the queue and (`held`, "") of what this key may have waiting and running.
@@ -334,7 +350,10 @@ class Queue:
         keys = [_job_key(job), f"{PREFIX}:held:{key}"]
         if idempotency_key is not None:
             keys.append(_idempotency_key(idempotency_key, key))
-        fields = ("key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos))
+        fields = (
+            *("key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos)),
+            *("request", request, "traceparent", traceparent),
+        )
         limit, ttl = self._settings.queue_limit, self._settings.idempotency_seconds
         most = self._settings.jobs_per_key if key else 0
         answer: list[str] = await self._enqueue(keys, (job, limit, fingerprint, ttl, most, *fields))
@@ -444,6 +463,8 @@ class Queue:
             photos=json.loads(record["photos"]),
             created_at=float(record["created_at"]),
             started_at=float(record["started_at"]),
+            request=record.get("request", ""),
+            traceparent=record.get("traceparent", ""),
         )
 
     async def hand_back(self, entry: str, worker: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -47,6 +48,8 @@ from service.schemas import (
 from service.settings import Settings
 from service.storage import Storage, result_path
 from service.watch import Watcher
+
+log = structlog.get_logger()
 
 LONGEST_WAIT = 300.0
 """Seconds that `Prefer: wait` may ask for."""
@@ -169,6 +172,7 @@ async def job_document(id: str, request: Request, caller: TheCaller) -> JobDocum
     document = await backend(request).queue.document(id, caller.key) if JOB_ID.fullmatch(id) else None
     if document is None:
         raise unknown_job()
+    structlog.contextvars.bind_contextvars(job=id)
     return document
 
 
@@ -257,6 +261,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
     kept = False
+    structlog.contextvars.bind_contextvars(job=job)
     async with AsyncExitStack() as stack:
         form = await uploads.read_form(request, backend.settings)
         stack.push_async_callback(form.close)
@@ -284,6 +289,8 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 key=caller.key,
                 idempotency_key=idempotency_key,
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
+                request=request.state.request_id,
+                traceparent=request.state.traceparent,
             )
             kept = verdict == "new"
         finally:
@@ -295,7 +302,10 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
         raise too_many_jobs(backend.settings)
     if verdict == "conflict":
         raise idempotency_conflict()
+    structlog.contextvars.bind_contextvars(job=found)
     if kept:
+        backend.metrics.accepted.labels(order.model).inc()
+        log.info("job accepted", model=order.model, photos=len(order.photos))
         with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
             for upload in wish.uploads:
                 await backend.incoming.remove(upload)
@@ -408,6 +418,7 @@ async def delete_job(job: TheJob, backend: TheBackend) -> None:
 async def _cancel(job: JobDocument, backend: Backend) -> None:
     before = await backend.queue.cancel(job.id)
     if before == "queued":
+        backend.metrics.withdrawn.inc()
         await backend.storage.remove(f"uploads/{job.id}")
     elif before == "running":
         await backend.watcher.finished(job.id, CANCEL_WAIT)
@@ -539,15 +550,17 @@ async def health(request: Request, response: Response, backend: TheBackend) -> H
 async def get_metrics(backend: TheBackend) -> Response:
     """For Prometheus."""
     metrics = backend.metrics
-    depth, waiting, workers = math.nan, math.nan, []
+    depth, waiting, oldest, workers = math.nan, math.nan, math.nan, []
     try:
         depth, waiting = await backend.queue.depth()
+        oldest = await backend.queue.oldest()
         workers = await backend.queue.workers()
         metrics.queue.set(1)
     except (RedisError, OSError):
         metrics.queue.set(0)
     metrics.depth.set(depth)
     metrics.waiting.set(waiting)
+    metrics.oldest.set(oldest)
     for state in ("starting", "ready", "busy", "draining", "unhealthy"):
         metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
