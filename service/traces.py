@@ -10,11 +10,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from threading import Thread
 from typing import Any, Literal
 
 import structlog
 
 log = structlog.get_logger()
+
+CLOSE_SECONDS = 2.0
+"""Time at the end for a collector to answer: by itself OpenTelemetry waits for 20 s, and a process that is told to stop
+with it."""
 
 Attributes = Mapping[str, str | int | float]
 
@@ -76,9 +81,11 @@ class Traces:
         return Span(self._tracer.start_span(name, context, SpanKind[kind.upper()], start_time=_nanoseconds(at)))
 
     def close(self) -> None:
-        """Send what has not been sent yet."""
+        """Send what has not been sent yet, in CLOSE_SECONDS at most; blocks for so long."""
         if self._provider is not None:
-            self._provider.shutdown()
+            last = Thread(target=self._provider.shutdown, daemon=True)
+            last.start()
+            last.join(CLOSE_SECONDS)
 
 
 def from_environment(part: Literal["api", "worker"]) -> Traces:

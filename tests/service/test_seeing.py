@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import generate_latest
 
-from service import machine
+from service import machine, traces
 from service.jobs import Queue
 from service.schemas import Options
 from service.traces import Traces, from_environment
@@ -255,25 +256,36 @@ async def test_a_collector_that_is_away_stops_no_job(settings, monkeypatch):
         assert (await ended(client, (await post(client))["id"]))["status"] == "succeeded"
 
 
+def test_a_collector_that_does_not_answer_holds_no_end_up(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(traces, "CLOSE_SECONDS", 0.2)
+        ours = from_environment("worker")
+        ours.begin("one").end()
+        began = time.monotonic()
+        ours.close()
+        assert 0.1 < time.monotonic() - began < 2
+
+
 def test_spans_of_what_went_wrong_say_so():
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    traces = Traces(provider)
-    first = traces.begin("one", kind="server", parent="nonsense", at=1.5)
+    ours = Traces(provider)
+    first = ours.begin("one", kind="server", parent="nonsense", at=1.5)
     first.end(2.5, name="ONE", failed=True, attributes={"a": 1})
-    traces.begin("two", parent=first.traceparent).end()
+    ours.begin("two", parent=first.traceparent).end()
     one, two = exporter.get_finished_spans()
     assert (one.name, one.start_time, one.end_time, one.attributes["a"]) == ("ONE", 1_500_000_000, 2_500_000_000, 1)
     assert (one.parent, one.status.is_ok, two.status.is_ok) == (None, False, True)
     assert two.parent.span_id == one.context.span_id
-    traces.close()
+    ours.close()
 
 
 def test_without_an_endpoint_there_is_nothing(monkeypatch):
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    traces = from_environment("api")
-    span = traces.begin("one", parent=PARENT)
+    none = from_environment("api")
+    span = none.begin("one", parent=PARENT)
     span.end(failed=True, attributes={"a": 1})
-    assert (span.traceparent, traces.begin("two").traceparent) == ("", "")
-    traces.close()
+    assert (span.traceparent, none.begin("two").traceparent) == ("", "")
+    none.close()
