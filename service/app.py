@@ -37,6 +37,7 @@ from service.schemas import ProblemDocument
 from service.settings import Settings
 from service.storage import Storage
 from service.watch import Watcher
+from service.webhooks import Webhooks
 
 log = structlog.get_logger()
 
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         storage = Storage(settings.data_dir)
         app.state.guard = Guard(settings, queue, Keys(storage))
         incoming = Incoming(settings, storage)
+        webhooks = Webhooks(settings, queue, storage)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
@@ -62,15 +64,17 @@ def create_app(settings: Settings) -> FastAPI:
             intake=Intake(settings, incoming, Fetcher(settings), films=asyncio.Semaphore(1)),
             registry=Registry(settings.models_dir),
             watcher=watcher,
+            webhooks=webhooks,
             metrics=metrics,
             places=asyncio.Semaphore(settings.decode_threads),
         )
-        listening = asyncio.create_task(watcher.run())
+        tasks = [asyncio.create_task(loop) for loop in (watcher.run(), webhooks.run())]
         try:
             yield
         finally:
             watcher.stop()
-            await end_task(listening)
+            for task in tasks:
+                await end_task(task)
             await incoming.close()
             await queue.close()
 

@@ -298,6 +298,20 @@ def keys_revoke(id: Annotated[str, typer.Argument(help="As in `keys list`.", sho
     out.print(f"{key.id} is revoked.")
 
 
+webhooks_app = typer.Typer(help="What is sent when a job has ended.", no_args_is_help=True)
+app.add_typer(webhooks_app, name="webhooks")
+
+
+@webhooks_app.command("secret")
+def webhooks_secret() -> None:
+    """Print the secret that webhooks are signed with, for those who receive them."""
+    from service.storage import Storage
+    from service.webhooks import signing_secret
+
+    settings = Settings()
+    typer.echo(asyncio.run(signing_secret(settings, Storage(settings.data_dir))))
+
+
 def _keys() -> Keys:
     from service.keys import Keys
     from service.storage import Storage

@@ -47,6 +47,7 @@ from service.schemas import (
 from service.settings import Settings
 from service.storage import Storage, result_path
 from service.watch import Watcher
+from service.webhooks import Webhooks
 
 LONGEST_WAIT = 300.0
 """Seconds that `Prefer: wait` may ask for."""
@@ -66,6 +67,7 @@ class Backend:
     intake: Intake
     registry: Registry
     watcher: Watcher
+    webhooks: Webhooks
     metrics: ApiMetrics
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
@@ -207,6 +209,11 @@ _FORM = {
             "items": {"type": "string", "format": "uri"},
             "description": "Or addresses of photos, repeated or with spaces between, where this service fetches any.",
         },
+        "webhook_url": {
+            "type": "string",
+            "format": "uri",
+            "description": "Address that is told, in a signed POST (Standard Webhooks), when the job has ended.",
+        },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
         "outputs": {
@@ -261,6 +268,8 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 if made[1] != wish.fingerprint():
                     raise idempotency_conflict()
                 return made[0]
+        if wish.webhook:
+            await backend.webhooks.check(wish.webhook)
         models = await backend.models()
         model = choose_model(models, wish.model)
         try:
@@ -268,7 +277,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
             uploads.check_count(len(photos), wish.options, backend.settings)
             check_views(model, len(photos), models)
             order = await uploads.store(
-                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
+                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places, wish.webhook
             )
             verdict, found = await backend.queue.enqueue(
                 job,
@@ -278,6 +287,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 key=caller.key,
                 idempotency_key=idempotency_key,
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
+                webhook=wish.webhook,
             )
             kept = verdict == "new"
         finally:
@@ -364,6 +374,17 @@ async def job_events(
 async def cancel_job(job: TheJob, backend: TheBackend) -> JobDocument:
     """Cancel a queued or running job. One that has already ended stays as it is."""
     await _cancel(job, backend)
+    return await backend.queue.document(job.id) or job
+
+
+@router.post("/jobs/{id}/webhook", status_code=202)
+async def replay_webhook(job: TheJob, backend: TheBackend) -> JobDocument:
+    """Tell the job's end to its webhook once more, with all tries anew and the same `webhook-id`."""
+    match await backend.queue.replay(job.id):
+        case "none":
+            raise Problem(409, "no-webhook", "The job has no webhook.", "Send webhook_url with the photos.")
+        case "unfinished":
+            raise Problem(409, "not-finished", "The job has not ended.", "Its webhook is told when it has.")
     return await backend.queue.document(job.id) or job
 
 

@@ -52,6 +52,13 @@ class Settings(BaseSettings):
     resumable_limit: int = Field(256, ge=1, description="Resumable uploads under way or waiting for a job, at most.")
     resumable_bytes: int = Field(8 << 30, ge=1, description="Bytes of the files of all resumable uploads, at most.")
     resumable_seconds: int = Field(86_400, ge=1, description="A resumable upload is kept so long after its last part.")
+    webhook_secret: str = Field(
+        "",
+        pattern=r"^(whsec_([A-Za-z0-9+/]{4}){8,}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$",
+        repr=False,
+        description="Secret that webhooks are signed with (whsec_ and base64); empty: one is made and kept.",
+    )
+    webhook_private: bool = Field(False, description="Let webhooks go to private addresses, and by http.")
     require_worker: bool = Field(True, description="Answer 503 while no worker lives; off where workers scale to zero.")
 
     result_seconds: int = Field(86_400, ge=1, description="How long a finished job and its files are kept.")
