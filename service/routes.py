@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import re
 import secrets
@@ -45,7 +46,7 @@ from service.schemas import (
     WorkersDocument,
 )
 from service.settings import Settings
-from service.storage import Storage, result_path
+from service.storage import Storage, result_path, zip_size
 from service.watch import Watcher
 from service.webhooks import Webhooks
 
@@ -434,11 +435,18 @@ async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Res
     """Every result of the job in one zip file, streamed."""
     if not job.files:
         raise no_file(job)
-    headers = {"Content-Disposition": f'attachment; filename="scenelift-{job.id[:8]}.zip"'}
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type="application/zip")
+    # The same files make the same zip, byte by byte.
+    etag = f'"{hashlib.sha256("".join(file.name + file.sha256 for file in job.files).encode()).hexdigest()}"'
+    headers = _kept(job, etag, f"scenelift-{job.id[:8]}.zip")
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    headers["Accept-Ranges"] = "none"
     attempt = await backend.queue.attempt(job.id)
     entries = [(file.name, result_path(job.id, attempt, file.name), file.bytes) for file in job.files]
+    if size := zip_size(entries):
+        headers["Content-Length"] = str(size)
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/zip")
     return StreamingResponse(backend.storage.zip(entries), headers=headers, media_type="application/zip")
 
 
@@ -450,16 +458,11 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     if file is None:
         raise no_file(job)
     etag = f'"{file.sha256}"'
-    headers = {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=3600",
-        "Content-Disposition": f'attachment; filename="{file.name}"',
-    }
+    headers = _kept(job, etag, file.name) | {"Accept-Ranges": "bytes"}
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     start, end, status = 0, file.bytes, 200
-    wished = request.headers.get("range")
+    wished = request.headers.get("range") if request.method == "GET" else None  # RFC 9110, 14.2: of no other method
     if wished is not None and request.headers.get("if-range", etag) == etag:
         found = _range(wished, file)
         if found is not None:
@@ -472,6 +475,16 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     if not await backend.storage.exists(path):
         raise no_file(job)
     return StreamingResponse(backend.storage.stream(path, start, end), status, headers, media_type=file.content_type)
+
+
+def _kept(job: JobDocument, etag: str, name: str) -> dict[str, str]:
+    """How long an answer may be kept: it never changes, but goes with its job, and is its owner's alone."""
+    left = (job.expires_at - datetime.now(UTC)).total_seconds() if job.expires_at is not None else 0.0
+    return {
+        "ETag": etag,
+        "Cache-Control": f"private, max-age={max(0, int(left))}, immutable",
+        "Content-Disposition": f'attachment; filename="{name}"',
+    }
 
 
 def no_file(job: JobDocument) -> Problem:

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from service.storage import CHUNK, Storage, result_path, upload_path
+from service.storage import CHUNK, Storage, result_path, upload_path, zip_size
 
 
 @pytest.fixture
@@ -65,6 +65,8 @@ async def test_a_zip_streams_in_chunks(storage):
     async for chunk in storage.zip([(name, f"jobs/a/1/{name}", size) for name, size in sizes.items()]):
         assert len(chunk) <= 2 * CHUNK
         archive.write(chunk)
+    assert archive.tell() == zip_size([(name, "", size) for name, size in sizes.items()])
     with zipfile.ZipFile(archive) as found:
+        assert {entry.compress_type for entry in found.infolist()} == {zipfile.ZIP_STORED}
         assert found.testzip() is None
         assert {name: found.read(name) for name in found.namelist()} == contents
