@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tus
 from service.access import Guard, caller, describe
-from service.errors import Problem
+from service.errors import Problem, disk_full
 from service.fetch import Fetcher
 from service.headers import HEADERS, Hardened, docs_page
 from service.incoming import Incoming
@@ -52,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = Queue(settings)
         watcher = Watcher(queue)
-        storage = Storage(settings.data_dir)
+        storage = Storage.of(settings)
         app.state.guard = Guard(settings, queue, Keys(storage))
         incoming = Incoming(settings, storage)
         webhooks = Webhooks(settings, queue, storage)
@@ -100,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RedisError, _no_queue)
+    app.add_exception_handler(OSError, _no_storage)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -203,6 +205,13 @@ async def _no_queue(_request: Request, error: Exception) -> Response:
     return Problem(
         503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2
     ).response()
+
+
+async def _no_storage(_request: Request, error: Exception) -> Response:
+    log.error("a file or the storage cannot be read or written", exc_info=error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full().response()
+    return Problem(503, "storage-failed", "The storage cannot be reached.", "Try again soon.", retry_after=5).response()
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:

@@ -109,7 +109,7 @@ def _refuse_exposure(settings: Settings) -> bool:
     from service.storage import Storage
 
     try:
-        return asyncio.run(refuse_exposure(settings, Keys(Storage(settings.data_dir))))
+        return asyncio.run(refuse_exposure(settings, Keys(Storage.of(settings))))
     except ExposedError as error:
         _fail(str(error))
 
@@ -309,14 +309,14 @@ def webhooks_secret() -> None:
     from service.webhooks import signing_secret
 
     settings = Settings()
-    typer.echo(asyncio.run(signing_secret(settings, Storage(settings.data_dir))))
+    typer.echo(asyncio.run(signing_secret(settings, Storage.of(settings))))
 
 
 def _keys() -> Keys:
     from service.keys import Keys
     from service.storage import Storage
 
-    return Keys(Storage(Settings().data_dir))
+    return Keys(Storage.of(Settings()))
 
 
 @app.command()

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from service import uploads
 from service.access import Caller, TheCaller, make_token, visitor, welcome
-from service.errors import Problem, draining, unknown_job
+from service.errors import Problem, disk_full, draining, unknown_job
 from service.incoming import Incoming
 from service.intake import Intake
 from service.jobs import JOB_ID, Queue
@@ -46,7 +46,7 @@ from service.schemas import (
     WorkersDocument,
 )
 from service.settings import Settings
-from service.storage import Storage, result_path, zip_size
+from service.storage import Storage, has_room, result_path, zip_size
 from service.watch import Watcher
 from service.webhooks import Webhooks
 
@@ -93,6 +93,8 @@ class Backend:
             workers = await self.queue.workers()
         except (RedisError, OSError):
             return ["The queue cannot be reached."], []
+        if not await asyncio.to_thread(has_room, self.settings):
+            return ["The disk is full."], workers
         if not self.settings.require_worker:  # they come when there are jobs
             return [], workers
         if not workers:
@@ -103,7 +105,7 @@ class Backend:
 
     @asynccontextmanager
     async def place(self, caller: Caller, idempotency_key: str | None) -> AsyncIterator[None]:
-        """Room for one more job of the caller, before it is read. Raises Problem 429 or 503 where there is none."""
+        """Room for one more job of the caller, before it is read. Problem 429, 503 or 507 where there is none."""
         if self.watcher.stopping:
             raise draining()
         known = idempotency_key is not None and await self.queue.made(idempotency_key, caller.key) is not None
@@ -122,7 +124,9 @@ class Backend:
 
     @asynccontextmanager
     async def receive(self, caller: Caller) -> AsyncIterator[None]:
-        """Room for one more body of the caller. Raises Problem 429 where there is none."""
+        """Room for one more body of the caller. Raises Problem 429 or 507 where there is none."""
+        if not await asyncio.to_thread(has_room, self.settings):
+            raise disk_full()
         if self.receiving.total() >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
@@ -461,6 +465,11 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     headers = _kept(job, etag, file.name) | {"Accept-Ranges": "bytes"}
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
+    path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
+    if backend.settings.storage_redirect and request.method == "GET":
+        link = await backend.storage.link(path)
+        if link is not None:
+            return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
     start, end, status = 0, file.bytes, 200
     wished = request.headers.get("range") if request.method == "GET" else None  # RFC 9110, 14.2: of no other method
     if wished is not None and request.headers.get("if-range", etag) == etag:
@@ -471,7 +480,6 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=file.content_type)
-    path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
     if not await backend.storage.exists(path):
         raise no_file(job)
     return StreamingResponse(backend.storage.stream(path, start, end), status, headers, media_type=file.content_type)

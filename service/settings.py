@@ -20,6 +20,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"), description="Folder of photos, results, models, engines and the embedded queue."
     )
+    storage_url: str = Field(
+        "", description="Bucket of photos, results and keys (s3://bucket/prefix; AWS_* variables); empty: data_dir."
+    )
+    storage_redirect: bool = Field(False, description="Send downloads of single files to the bucket, by signed links.")
+    min_free_bytes: int = Field(
+        512 << 20, ge=0, description="Below so many free bytes of data_dir's disk no jobs are taken."
+    )
     redis_url: str = Field("", description="Redis or Valkey to use (redis:// or unix://); empty: the embedded one.")
     host: str = Field("127.0.0.1", description="Address that the API and the worker's metrics listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
