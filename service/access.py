@@ -246,7 +246,8 @@ def _with_token(document: JobDocument, token: str) -> JobDocument:
     links = document.links
     readable = {name: open_to(getattr(links, name)) for name in ("self", "events", "files")}
     files = [file.model_copy(update={"url": open_to(file.url)}) for file in document.files]
-    return document.model_copy(update={"links": links.model_copy(update=readable), "files": files})
+    # Whom its owner tells of it is nothing to those who may look at it.
+    return document.model_copy(update={"links": links.model_copy(update=readable), "files": files, "webhook": None})
 
 
 def _given_key(headers: Mapping[str, str]) -> str | None:

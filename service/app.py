@@ -21,7 +21,7 @@ from starlette.routing import Match
 
 from service import tus
 from service.access import Guard, caller, describe
-from service.errors import Problem
+from service.errors import Problem, disk_full
 from service.fetch import Fetcher
 from service.headers import HEADERS, Hardened, docs_page
 from service.incoming import Incoming
@@ -34,9 +34,10 @@ from service.observed import Observed
 from service.routes import Backend, router
 from service.schemas import ProblemDocument
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import Storage, lacks_room
 from service.traces import from_environment
 from service.watch import Watcher
+from service.webhooks import Webhooks
 
 log = structlog.get_logger()
 
@@ -52,9 +53,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = Queue(settings)
         watcher = Watcher(queue)
-        storage = Storage(settings.data_dir)
+        storage = Storage.of(settings)
         incoming = Incoming(settings, storage)
         app.state.guard = Guard(settings, queue, Keys(storage))
+        webhooks = Webhooks(settings, queue, storage)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
@@ -63,15 +65,17 @@ def create_app(settings: Settings) -> FastAPI:
             intake=Intake(settings, incoming, Fetcher(settings), films=asyncio.Semaphore(1)),
             registry=Registry(settings.models_dir),
             watcher=watcher,
+            webhooks=webhooks,
             metrics=metrics,
             places=asyncio.Semaphore(settings.decode_threads),
         )
-        listening = asyncio.create_task(watcher.run())
+        tasks = [asyncio.create_task(loop) for loop in (watcher.run(), webhooks.run())]
         try:
             yield
         finally:
             watcher.stop()
-            await end_task(listening)
+            for task in tasks:
+                await end_task(task)
             await incoming.close()
             await queue.close()
             await asyncio.to_thread(traces.close)
@@ -98,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RedisError, _no_queue)
+    app.add_exception_handler(OSError, _no_storage)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -172,6 +177,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _no_queue(request: Request, error: Exception) -> Response:
     log.error("the queue cannot be reached", error=str(error))
     problem = Problem(503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2)
+    return await _problem(request, problem)
+
+
+async def _no_storage(request: Request, error: Exception) -> Response:
+    log.error("a file or the storage cannot be read or written", exc_info=error)
+    if isinstance(error, OSError) and lacks_room(error):
+        return await _problem(request, disk_full())
+    problem = Problem(503, "storage-failed", "The storage cannot be reached.", "Try again soon.", retry_after=5)
     return await _problem(request, problem)
 
 

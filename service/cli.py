@@ -109,7 +109,7 @@ def _refuse_exposure(settings: Settings) -> bool:
     from service.storage import Storage
 
     try:
-        return asyncio.run(refuse_exposure(settings, Keys(Storage(settings.data_dir))))
+        return asyncio.run(refuse_exposure(settings, Keys(Storage.of(settings))))
     except ExposedError as error:
         _fail(str(error))
 
@@ -298,11 +298,25 @@ def keys_revoke(id: Annotated[str, typer.Argument(help="As in `keys list`.", sho
     out.print(f"{key.id} is revoked.")
 
 
+webhooks_app = typer.Typer(help="What is sent when a job has ended.", no_args_is_help=True)
+app.add_typer(webhooks_app, name="webhooks")
+
+
+@webhooks_app.command("secret")
+def webhooks_secret() -> None:
+    """Print the secret that webhooks are signed with, for those who receive them."""
+    from service.storage import Storage
+    from service.webhooks import signing_secret
+
+    settings = Settings()
+    typer.echo(asyncio.run(signing_secret(settings, Storage.of(settings))))
+
+
 def _keys() -> Keys:
     from service.keys import Keys
     from service.storage import Storage
 
-    return Keys(Storage(Settings().data_dir))
+    return Keys(Storage.of(Settings()))
 
 
 @app.command()

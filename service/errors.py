@@ -49,5 +49,11 @@ def unknown_job() -> Problem:
     )
 
 
+def disk_full() -> Problem:
+    return Problem(
+        507, "disk-full", "The disk is full.", "Try again once results have expired or been deleted.", retry_after=60
+    )
+
+
 def draining() -> Problem:
     return Problem(503, "draining", "This server is stopping and takes no new jobs.", "Try again soon.", retry_after=5)

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import IO, cast
 from urllib.parse import unquote
 
@@ -111,12 +111,8 @@ class Fetcher:
         """Fetch into `file`, redirects followed; the name that the last address ends in."""
         for _ in range(REDIRECTS + 1):
             address = await self._checked(target, what)
-            request = client.build_request(
-                "GET",
-                target.copy_with(host=str(address), fragment=None),
-                headers={"Host": target.netloc.decode(), "Accept": "image/*", "Accept-Encoding": "identity"},
-                extensions={"sni_hostname": target.raw_host.decode().removesuffix(".")},
-            )
+            headers = {"Accept": "image/*", "Accept-Encoding": "identity"}
+            request = pinned(client, "GET", target, address, headers)
             response = await client.send(request, stream=True, follow_redirects=False)
             try:
                 if response.has_redirect_location:
@@ -155,11 +151,10 @@ class Fetcher:
 
     async def _checked(self, target: httpx.URL, what: str) -> Address:
         """What to connect to. Raises Problem where any address of the host leads elsewhere than outside."""
-        found = await self._resolve(target.raw_host.decode(), target.port or {"https": 443, "http": 80}[target.scheme])
-        addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
-        if not addresses or not all(is_public(address) for address in addresses):
+        address = await locate(target, self._resolve)
+        if address is None:
             raise Problem(422, "address-refused", f"{what} is not on the public Internet.")
-        return addresses[0]
+        return address
 
     async def _save(self, response: httpx.Response, what: str, file: IO[bytes], left: list[int]) -> None:
         """Up to the limits on one photo and on all of a request. `left` holds what all of them may still have."""
@@ -171,6 +166,38 @@ class Fetcher:
                 most = self._settings.max_file_bytes if left[0] >= 0 else self._settings.max_body_bytes
                 raise Problem(413, "file-too-large", f"{what} has more than {most / (1 << 20):.4g} MiB.")
             await asyncio.to_thread(file.write, chunk)
+
+
+async def locate(target: httpx.URL, resolve: Resolve | None = None, *, private: bool = False) -> Address | None:
+    """What to connect to; None where any address of the host leads inside, unless `private` ones may be.
+    OSError where the host has no address."""
+    port = target.port or {"https": 443, "http": 80}[target.scheme]
+    try:
+        found = await (resolve or _resolve)(target.raw_host.decode(), port)
+    except UnicodeError as error:  # what no name server can be asked for
+        raise OSError("no name of a host") from error
+    addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
+    if not addresses or not (private or all(is_public(address) for address in addresses)):
+        return None
+    return addresses[0]
+
+
+def pinned(
+    client: httpx.AsyncClient,
+    method: str,
+    target: httpx.URL,
+    address: Address,
+    headers: Mapping[str, str],
+    content: bytes | None = None,
+) -> httpx.Request:
+    """A request that goes to the very address that was looked at, and asks there for the target's host."""
+    return client.build_request(
+        method,
+        target.copy_with(host=str(address), fragment=None),
+        headers={"Host": target.netloc.decode(), **headers},
+        content=content,
+        extensions={"sni_hostname": target.raw_host.decode().removesuffix(".")},
+    )
 
 
 def is_public(address: Address) -> bool:

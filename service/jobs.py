@@ -6,6 +6,7 @@ Keys, all in one hash slot:
     {scenelift}:idempotency:<h>  an owner's Idempotency-Key's hash -> the job that it made
     {scenelift}:held:<key>       ids of the jobs of an API key that were waiting or running when it last queued one
     {scenelift}:bucket:<who>     what is left to them of a rate limit
+    {scenelift}:outbox           jobs whose end is to be told to a webhook, by when
     {scenelift}:worker:<id>      a worker's last heartbeat, gone when it stays away
     {scenelift}:events           channel: ids of jobs whose record changed
     {scenelift}:cancel           channel: ids of running jobs that are to stop
@@ -13,7 +14,8 @@ Keys, all in one hash slot:
 
 A job belongs to the worker that read it from the stream for as long as that worker renews its lease. Whoever finds an
 entry whose lease ran out claims it; `attempts` counts the tries. What a worker that lost its lease still does is
-refused by `FINISH`, so a job ends exactly once. In a record `owner` is that worker, `key` the API key whose job it is.
+refused by `FINISH`, so a job ends exactly once; the same script that ends it puts it into the outbox, so no end goes
+untold. In a record `owner` is that worker, `key` the API key whose job it is.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ GROUP = "workers"
 EVENTS = f"{PREFIX}:events"
 CANCELS = f"{PREFIX}:cancel"
 WORKERS = f"{PREFIX}:workers"
+OUTBOX = f"{PREFIX}:outbox"
 
 
 def _job_key(job: str) -> str:
@@ -66,10 +69,16 @@ local function acknowledge(entry)
   redis.call('XDEL', STREAM, entry)
 end
 local function final(status) return status == 'succeeded' or status == 'failed' or status == 'canceled' end
+-- Whoever sends webhooks finds the job there.
+local function announce(key, id)
+  redis.call('HSET', key, 'webhook_state', 'pending', 'webhook_tries', 0)
+  redis.call('ZADD', '{scenelift}:outbox', now(), id)
+end
 local function close(key, id, ttl, fields)
   redis.call('HSET', key, 'finished_at', now(), 'expires_at', now() + ttl, unpack(fields))
   redis.call('HDEL', key, 'cancel')
   redis.call('EXPIRE', key, ttl)
+  if redis.call('HEXISTS', key, 'webhook_url') == 1 then announce(key, id) end
   changed(id)
 end
 -- How many of the ids in a set are of jobs that have not ended; the others leave it. Counting anew each time costs as
@@ -256,6 +265,49 @@ redis.call('HSETNX', KEYS[1], 'link_secret', ARGV[1])
 return redis.call('HGET', KEYS[1], 'link_secret')
 """
 
+# KEYS outbox. ARGV lease in seconds. Answers a job whose webhook is due, its address, its tries so far and the turn:
+# when somebody else may have it, so that a sender that dies loses none. Jobs that were removed leave the outbox.
+_DUE = """
+local at = tonumber(now())
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, 100)) do
+  local found = redis.call('HMGET', PREFIX .. id, 'webhook_url', 'webhook_tries')
+  if found[1] then
+    local turn = string.format('%.6f', at + ARGV[1])
+    redis.call('ZADD', KEYS[1], turn, id)
+    return {id, found[1], found[2], turn}
+  end
+  redis.call('ZREM', KEYS[1], id)
+end
+return nil
+"""
+
+# KEYS outbox, job. ARGV id, turn, state, HTTP status or '', seconds until the next try. Whose turn is over is refused.
+_SETTLE = """
+local turn = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not turn or tonumber(turn) ~= tonumber(ARGV[2]) then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  return 0
+end
+redis.call('HINCRBY', KEYS[2], 'webhook_tries', 1)
+redis.call('HSET', KEYS[2], 'webhook_state', ARGV[3], 'webhook_status', ARGV[4])
+if ARGV[3] == 'pending' then
+  redis.call('ZADD', KEYS[1], tonumber(now()) + ARGV[5], ARGV[1])
+else
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
+return 1
+"""
+
+# KEYS job. ARGV id. Tell the job's end anew, or say why not.
+_REPLAY = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'webhook_url')
+if not job[2] then return 'none' end
+if not final(job[1]) then return 'unfinished' end
+announce(KEYS[1], ARGV[1])
+return 'pending'
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -272,6 +324,17 @@ class Taken:
     """Id of the request that made it."""
     traceparent: str = ""
     """Of that request's span; empty: it was not traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A job's end that is this sender's to tell, for a time."""
+
+    job: str
+    url: str
+    tries: int
+    """Those before."""
+    turn: str
 
 
 class Queue:
@@ -296,6 +359,9 @@ class Queue:
         self._held = script(_COMMON + _HELD)
         self._spend = script(_SPEND)
         self._link = script(_LINK)
+        self._due = script(_COMMON + _DUE)
+        self._settle = script(_COMMON + _SETTLE)
+        self._replay = script(_COMMON + _REPLAY)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -341,8 +407,10 @@ class Queue:
         fingerprint: str = "",
         request: str = "",
         traceparent: str = "",
+        webhook: str = "",
     ) -> tuple[str, str]:
-        """Append a job of the API key `key` ("": nobody's). Its worker is told `request` and `traceparent`: see Taken.
+        """Append a job of the API key `key` ("": nobody's), whose end is told to the address `webhook` ("": to nobody).
+        Its worker is told `request` and `traceparent`: see Taken.
 
         Answers (`new`, its id), (`same` or `conflict`, the id that the Idempotency-Key made), or, where there is no
         room, (`full`, "") of the queue and (`held`, "") of what this key may have waiting and running.
@@ -350,10 +418,12 @@ class Queue:
         keys = [_job_key(job), f"{PREFIX}:held:{key}"]
         if idempotency_key is not None:
             keys.append(_idempotency_key(idempotency_key, key))
-        fields = (
+        fields = [
             *("key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos)),
             *("request", request, "traceparent", traceparent),
-        )
+        ]
+        if webhook:
+            fields += ["webhook_url", webhook, "webhook_state", "waiting", "webhook_tries", "0"]
         limit, ttl = self._settings.queue_limit, self._settings.idempotency_seconds
         most = self._settings.jobs_per_key if key else 0
         answer: list[str] = await self._enqueue(keys, (job, limit, fingerprint, ttl, most, *fields))
@@ -398,6 +468,24 @@ class Queue:
         """Ask for a stop. Answers the status that the job was in, or `unknown`."""
         status: str = await self._cancel([_job_key(job)], (job, self._settings.result_seconds))
         return status
+
+    async def due(self, lease_seconds: float) -> Due | None:
+        """A webhook to send; unless it is settled, somebody else sends it when so much time has passed."""
+        found = await self._due([OUTBOX], (lease_seconds,))
+        return None if found is None else Due(found[0], found[1], int(found[2]), found[3])
+
+    async def settle(
+        self, due: Due, state: Literal["delivered", "failed", "pending"], status: int | None, again_in: float = 0.0
+    ) -> bool:
+        """Write down what became of a try; False where it is not this sender's any more. `pending`: to be tried again
+        in so many seconds."""
+        arguments = (due.job, due.turn, state, "" if status is None else status, again_in)
+        return bool(await self._settle([OUTBOX, _job_key(due.job)], arguments))
+
+    async def replay(self, job: str) -> str:
+        """Tell a job's end to its webhook once more: `pending`, or why not: `none` was wished for, `unfinished`."""
+        answer: str = await self._replay([_job_key(job)], (job,))
+        return answer
 
     async def forget(self, job: str) -> None:
         """Remove the record. Its entry, where there still is one, is dropped when a worker meets it."""
@@ -614,9 +702,22 @@ def _document(job: str, record: Mapping[str, str], ahead: int) -> JobDocument:
             "warnings": json.loads(record.get("warnings", "[]")),
             "low_confidence": json.loads(record.get("low_confidence", "false")),
             "metrics": json.loads(record.get("metrics", "{}")),
+            "webhook": _webhook(record),
             "links": Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel", files=f"{base}/files/all.zip"),
         }
     )
+
+
+def _webhook(record: Mapping[str, str]) -> dict[str, Any] | None:
+    """The state of a delivery. The address comes without its query, which often holds a secret."""
+    if "webhook_url" not in record:
+        return None
+    return {
+        "url": record["webhook_url"].partition("?")[0],
+        "state": record["webhook_state"],
+        "tries": int(record["webhook_tries"]),
+        "last_status": int(record.get("webhook_status") or 0) or None,
+    }
 
 
 async def end_task(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import re
 import secrets
@@ -22,7 +23,7 @@ from redis.exceptions import RedisError
 
 from service import uploads
 from service.access import Caller, TheCaller, make_token, visitor, welcome
-from service.errors import Problem, draining, unknown_job
+from service.errors import Problem, disk_full, draining, unknown_job
 from service.incoming import Incoming
 from service.intake import Intake
 from service.jobs import JOB_ID, Queue
@@ -46,8 +47,9 @@ from service.schemas import (
     WorkersDocument,
 )
 from service.settings import Settings
-from service.storage import Storage, result_path
+from service.storage import Storage, has_room, result_path, zip_size
 from service.watch import Watcher
+from service.webhooks import Webhooks
 
 log = structlog.get_logger()
 
@@ -69,6 +71,7 @@ class Backend:
     intake: Intake
     registry: Registry
     watcher: Watcher
+    webhooks: Webhooks
     metrics: ApiMetrics
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
@@ -95,6 +98,8 @@ class Backend:
             workers = await self.queue.workers()
         except (RedisError, OSError):
             return ["The queue cannot be reached."], []
+        if not await asyncio.to_thread(has_room, self.settings):
+            return ["The disk is full."], workers
         if not self.settings.require_worker:  # they come when there are jobs
             return [], workers
         if not workers:
@@ -105,7 +110,7 @@ class Backend:
 
     @asynccontextmanager
     async def place(self, caller: Caller, idempotency_key: str | None) -> AsyncIterator[None]:
-        """Room for one more job of the caller, before it is read. Raises Problem 429 or 503 where there is none."""
+        """Room for one more job of the caller, before it is read. Problem 429, 503 or 507 where there is none."""
         if self.watcher.stopping:
             raise draining()
         known = idempotency_key is not None and await self.queue.made(idempotency_key, caller.key) is not None
@@ -128,7 +133,9 @@ class Backend:
 
     @asynccontextmanager
     async def receive(self) -> AsyncIterator[None]:
-        """Room for one more body. Raises Problem 429 where there is none."""
+        """Room for one more body. Raises Problem 429 or 507 where there is none."""
+        if not await asyncio.to_thread(has_room, self.settings):
+            raise disk_full()
         if self.bodies >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
@@ -217,6 +224,11 @@ _FORM = {
             "items": {"type": "string", "format": "uri"},
             "description": "Or addresses of photos, repeated or with spaces between, where this service fetches any.",
         },
+        "webhook_url": {
+            "type": "string",
+            "format": "uri",
+            "description": "Address that is told, in a signed POST (Standard Webhooks), when the job has ended.",
+        },
         "model": {"type": "string", "description": "One of GET /models; without it the default one."},
         **{name: {k: v for k, v in schema.items() if k != "default"} for name, schema in _properties.items()},
         "outputs": {
@@ -272,6 +284,8 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 if made[1] != wish.fingerprint():
                     raise idempotency_conflict()
                 return made[0]
+        if wish.webhook:
+            await backend.webhooks.check(wish.webhook)
         models = await backend.models()
         model = choose_model(models, wish.model)
         try:
@@ -279,7 +293,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
             uploads.check_count(len(photos), wish.options, backend.settings)
             check_views(model, len(photos), models)
             order = await uploads.store(
-                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places
+                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places, wish.webhook
             )
             verdict, found = await backend.queue.enqueue(
                 job,
@@ -291,6 +305,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
                 request=request.state.request_id,
                 traceparent=request.state.traceparent,
+                webhook=wish.webhook,
             )
             kept = verdict == "new"
         finally:
@@ -383,6 +398,17 @@ async def cancel_job(job: TheJob, backend: TheBackend) -> JobDocument:
     return await backend.queue.document(job.id) or job
 
 
+@router.post("/jobs/{id}/webhook", status_code=202)
+async def replay_webhook(job: TheJob, backend: TheBackend) -> JobDocument:
+    """Tell the job's end to its webhook once more, with all tries anew and the same `webhook-id`."""
+    match await backend.queue.replay(job.id):
+        case "none":
+            raise Problem(409, "no-webhook", "The job has no webhook.", "Send webhook_url with the photos.")
+        case "unfinished":
+            raise Problem(409, "not-finished", "The job has not ended.", "Its webhook is told when it has.")
+    return await backend.queue.document(job.id) or job
+
+
 @router.post("/jobs/{id}/links", status_code=201)
 async def make_link(
     response: Response,
@@ -430,11 +456,18 @@ async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Res
     """Every result of the job in one zip file, streamed."""
     if not job.files:
         raise no_file(job)
-    headers = {"Content-Disposition": f'attachment; filename="scenelift-{job.id[:8]}.zip"'}
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type="application/zip")
+    # The same files make the same zip, byte by byte.
+    etag = f'"{hashlib.sha256("".join(file.name + file.sha256 for file in job.files).encode()).hexdigest()}"'
+    headers = _kept(job, etag, f"scenelift-{job.id[:8]}.zip")
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    headers["Accept-Ranges"] = "none"
     attempt = await backend.queue.attempt(job.id)
     entries = [(file.name, result_path(job.id, attempt, file.name), file.bytes) for file in job.files]
+    if size := zip_size(entries):
+        headers["Content-Length"] = str(size)
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/zip")
     return StreamingResponse(backend.storage.zip(entries), headers=headers, media_type="application/zip")
 
 
@@ -446,16 +479,16 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     if file is None:
         raise no_file(job)
     etag = f'"{file.sha256}"'
-    headers = {
-        "ETag": etag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=3600",
-        "Content-Disposition": f'attachment; filename="{file.name}"',
-    }
+    headers = _kept(job, etag, file.name) | {"Accept-Ranges": "bytes"}
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
+    path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
+    if backend.settings.storage_redirect and request.method == "GET":
+        link = await backend.storage.link(path)
+        if link is not None:
+            return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
     start, end, status = 0, file.bytes, 200
-    wished = request.headers.get("range")
+    wished = request.headers.get("range") if request.method == "GET" else None  # RFC 9110, 14.2: of no other method
     if wished is not None and request.headers.get("if-range", etag) == etag:
         found = _range(wished, file)
         if found is not None:
@@ -464,10 +497,19 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=file.content_type)
-    path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
     if not await backend.storage.exists(path):
         raise no_file(job)
     return StreamingResponse(backend.storage.stream(path, start, end), status, headers, media_type=file.content_type)
+
+
+def _kept(job: JobDocument, etag: str, name: str) -> dict[str, str]:
+    """How long an answer may be kept: it never changes, but goes with its job, and is its owner's alone."""
+    left = (job.expires_at - datetime.now(UTC)).total_seconds() if job.expires_at is not None else 0.0
+    return {
+        "ETag": etag,
+        "Cache-Control": f"private, max-age={max(0, int(left))}, immutable",
+        "Content-Disposition": f'attachment; filename="{name}"',
+    }
 
 
 def no_file(job: JobDocument) -> Problem:

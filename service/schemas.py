@@ -96,6 +96,18 @@ class LinkDocument(BaseModel):
     """Those that there are now. The job's document, asked for with the token, lists later ones."""
 
 
+class WebhookDocument(BaseModel):
+    """How far telling the job's end has come."""
+
+    url: str
+    """Without its query."""
+    state: Literal["waiting", "pending", "delivered", "failed"]
+    """`waiting`: the job has not ended; `failed`: not tried any more, unless that is asked for."""
+    tries: int
+    last_status: int | None
+    """Of the last answer; null: there was none."""
+
+
 class JobDocument(BaseModel):
     id: str
     status: Status
@@ -117,6 +129,7 @@ class JobDocument(BaseModel):
     """The model doubts the whole reconstruction."""
     metrics: dict[str, float]
     """Seconds a stage, batch size, and what the model measured."""
+    webhook: WebhookDocument | None = None
     links: Links
 
 

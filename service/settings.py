@@ -20,6 +20,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"), description="Folder of photos, results, models, engines and the embedded queue."
     )
+    storage_url: str = Field(
+        "", description="Bucket of photos, results and keys (s3://bucket/prefix; AWS_* variables); empty: data_dir."
+    )
+    storage_redirect: bool = Field(False, description="Send downloads of single files to the bucket, by signed links.")
+    min_free_bytes: int = Field(
+        512 << 20, ge=0, description="Below so many free bytes of data_dir's disk no jobs are taken."
+    )
     redis_url: str = Field("", description="Redis or Valkey to use (redis:// or unix://); empty: the embedded one.")
     host: str = Field("127.0.0.1", description="Address that the API and the worker's metrics listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
@@ -53,6 +60,13 @@ class Settings(BaseSettings):
     uploads_per_key: int = Field(64, ge=1, description="Resumable uploads of one API key, at most.")
     resumable_bytes: int = Field(8 << 30, ge=1, description="Bytes of the files of all resumable uploads, at most.")
     resumable_seconds: int = Field(86_400, ge=1, description="A resumable upload is kept so long after its last part.")
+    webhook_secret: str = Field(
+        "",
+        pattern=r"^(whsec_([A-Za-z0-9+/]{4}){8,}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)?$",
+        repr=False,
+        description="Secret that webhooks are signed with (whsec_ and base64); empty: one is made and kept.",
+    )
+    webhook_private: bool = Field(False, description="Let webhooks go to private addresses, and by http.")
     require_worker: bool = Field(True, description="Answer 503 while no worker lives; off where workers scale to zero.")
 
     result_seconds: int = Field(86_400, ge=1, description="How long a finished job and its files are kept.")

@@ -1,36 +1,92 @@
-"""Photos and results: a folder of objects. Every path is made of generated ids, indices and known names alone."""
+"""Photos and results: objects in a folder or a bucket. Every path is made of generated ids, indices and known names."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
+import os
+import secrets
+import shutil
+import time
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import obstore
-from obstore.store import LocalStore
+from obstore.store import LocalStore, S3Store
 from typing_extensions import Buffer
+
+from service.schemas import OUTPUTS
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from obstore import Attributes
+    from obstore.store import RetryConfig
 
 CHUNK = 1 << 20
 """Bytes read at a time: what a download holds in memory."""
+DRAFTS = "drafts"
+"""Where files are written before they appear, on the same file system."""
+TRIES = 5
+LINK_SECONDS = 300
+RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+"""Of requests to a bucket: shorter than obstore's own three minutes, as somebody waits."""
 
 
 class Storage:
-    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>` and `keys/<id>.json` under one
-    folder. Writes are atomic."""
+    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>`, `keys/<id>.json` and
+    `webhooks/secret` under one folder, or one prefix of a bucket.
 
-    def __init__(self, folder: Path) -> None:
+    Writes are atomic and outlast a loss of power: what is there has been told to the disk, not to its cache alone.
+    """
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        """In `folder`, or in the bucket that `url` names (`s3://bucket/prefix`), with what the environment says of it
+        (`AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT`, ...)."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._store = LocalStore(folder, automatic_cleanup=True)
+        self._folder = None if url else folder
+        self._store: LocalStore | S3Store
+        if url:
+            self._store = S3Store.from_url(url, retry_config=RETRIES)
+        else:
+            self._store = LocalStore(folder, automatic_cleanup=True)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Storage:
+        """Where the settings say."""
+        return cls(settings.data_dir, settings.storage_url)
 
     async def put(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write an object whole: it appears complete or not at all. OSError where the disk is full or gone."""
+        if self._folder is not None:
+            await asyncio.to_thread(_write, self._folder, path, data, os.replace)
+            return
+        content = bytes(data) if isinstance(data, bytearray) else data
         with _os_errors(path):
-            await obstore.put_async(self._store, path, bytes(data) if isinstance(data, bytearray) else data)
+            await obstore.put_async(self._store, path, content, attributes=_attributes(path))
+
+    async def create(self, path: str, data: bytes) -> bool:
+        """Write an object whole where there is none yet; False where there is one, which stays."""
+        try:
+            if self._folder is not None:
+                await asyncio.to_thread(_write, self._folder, path, data, os.link)
+            else:
+                with _os_errors(path):
+                    await obstore.put_async(self._store, path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    async def link(self, path: str) -> str | None:
+        """An address of the bucket from which anybody may read the object for LINK_SECONDS; None of a folder."""
+        if isinstance(self._store, LocalStore):
+            return None
+        with _os_errors(path):
+            return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=LINK_SECONDS))
 
     async def get(self, path: str) -> bytes:
         """A whole object. FileNotFoundError where there is none."""
@@ -47,7 +103,8 @@ class Storage:
 
     async def exists(self, path: str) -> bool:
         try:
-            await obstore.head_async(self._store, path)
+            with _os_errors(path):
+                await obstore.head_async(self._store, path)
         except FileNotFoundError:
             return False
         return True
@@ -81,6 +138,11 @@ class Storage:
         limit = datetime.now(UTC) - timedelta(seconds=older_than)
         return [job for job, changed in newest.items() if changed <= limit]
 
+    async def remove_drafts(self, *, older_than: float) -> None:
+        """Remove what writers that were killed have left half-written, so many seconds ago."""
+        if self._folder is not None:
+            await asyncio.to_thread(_remove_drafts, self._folder / DRAFTS, time.time() - older_than)
+
     async def zip(self, entries: Sequence[tuple[str, str, int]]) -> AsyncIterator[bytes]:
         """Stream a zip of (name, path, bytes) entries: stored, not compressed, holding one chunk at a time."""
         sink = _Sink()
@@ -93,11 +155,77 @@ class Storage:
         yield sink.take()
 
 
+def has_room(settings: Settings) -> bool:
+    """Whether the disk has more free bytes than are to stay free."""
+    return shutil.disk_usage(settings.data_dir).free >= settings.min_free_bytes
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether it says that there is no room left; others may make some."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _attributes(path: str) -> Attributes:
+    """What a bucket tells of an object to those who read it there."""
+    name = path.rpartition("/")[2]
+    kind = OUTPUTS.get(name, "application/octet-stream")
+    return {"Content-Type": kind, "Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _write(folder: Path, path: str, data: bytes | bytearray | memoryview, appear: Callable[[Path, Path], None]) -> None:
+    """Write a file, wait until it lies on the disk, then let it `appear` under its name, and wait for that too.
+
+    obstore's own writes do neither wait.
+    """
+    target, draft = folder / path, folder / DRAFTS / secrets.token_hex(8)
+    try:
+        for _ in range(TRIES):
+            with contextlib.suppress(FileNotFoundError):  # a removal took an empty folder away in between
+                _make_folder(draft.parent)
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _make_folder(target.parent)
+                appear(draft, target)
+                _sync_folder(target.parent)
+                return
+        raise FileNotFoundError(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _remove_drafts(folder: Path, before: float) -> None:
+    for draft in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just appeared
+            if draft.stat().st_mtime < before:
+                draft.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder with all above it, each of them entered on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _os_errors(path: str) -> Iterator[None]:
     """The store's own errors as what they are: the disk's, or the network's. A missing object already is one."""
     try:
         yield
+    except obstore.exceptions.AlreadyExistsError as error:
+        raise FileExistsError(path) from error
     except obstore.exceptions.BaseError as error:
         raise OSError(f"storage failed at {path}") from error
 
@@ -120,6 +248,16 @@ class _Sink(io.RawIOBase):
         taken = bytes(self._waiting)
         self._waiting.clear()
         return taken
+
+
+def zip_size(entries: Sequence[tuple[str, str, int]]) -> int | None:
+    """Bytes of what `Storage.zip` streams; None from 2 GiB on, where its headers grow.
+
+    PKWARE's APPNOTE 4.3: a member has a header of 30 bytes, one of 46 in the directory, each with its name, and a
+    descriptor of 16 after its data; the end has 22.
+    """
+    size = 22 + sum(30 + 46 + 16 + 2 * len(name.encode()) + size for name, _, size in entries)
+    return size if size < 1 << 31 else None
 
 
 def incoming_path(upload: str, part: str) -> str:

@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.storage import Storage, upload_path
 
 FILES = ("images", "archive", "video")
-FIELDS = ("uploads", "image_urls", "model", "frames", *Options.model_fields)
+FIELDS = ("uploads", "image_urls", "model", "frames", "webhook_url", *Options.model_fields)
 WAYS = (*FILES, "uploads", "image_urls")
 """The parts of a form that hold photos or name them."""
 MOST_FIELDS = 32
@@ -44,10 +44,12 @@ class Wish:
     """Addresses of photos."""
     frames: int | None = None
     """How many frames to take of a video, at most, where that was given."""
+    webhook: str = ""
+    """Address that is told of the job's end."""
 
     def fingerprint(self) -> str:
         """The same for the same request; of one that names uploads, which do not change once they are complete."""
-        description = [self.model, self.options.model_dump(mode="json"), self.uploads, self.frames]
+        description = [self.model, self.options.model_dump(mode="json"), self.uploads, self.frames, self.webhook]
         return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
@@ -152,6 +154,7 @@ def read_fields(form: FormData) -> Wish:
         )
     values: dict[str, object] = {name: values[0] for name, values in fields.items()}
     model = str(values.pop("model", "")).strip() or None
+    webhook = str(values.pop("webhook_url", "")).strip()
     frames = _frames(str(values.pop("frames", "")).strip(), ways)
     try:
         options = Options.model_validate(values | {"outputs": tuple(dict.fromkeys(outputs))})
@@ -167,6 +170,7 @@ def read_fields(form: FormData) -> Wish:
         uploads=tuple(resumed),
         urls=tuple(urls),
         frames=frames,
+        webhook=webhook,
     )
 
 
@@ -217,6 +221,7 @@ async def store(
     settings: Settings,
     storage: Storage,
     places: asyncio.Semaphore,
+    webhook: str = "",
 ) -> Order:
     """Check every photo, off the event loop, and put it into storage. Raises the Problem of the first that is not fit.
 
@@ -235,7 +240,7 @@ async def store(
         if isinstance(answer, BaseException):
             raise answer
         kept.append(answer)
-    description = [model, options.model_dump(mode="json"), [(photo.name, digest) for photo, digest in kept]]
+    description = [model, options.model_dump(mode="json"), [(photo.name, digest) for photo, digest in kept], webhook]
     return Order(
         model,
         options,

@@ -37,7 +37,7 @@ from service.metrics import WorkerMetrics
 from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
 from service.settings import Settings
-from service.storage import Storage, result_path, upload_path
+from service.storage import Storage, has_room, result_path, upload_path
 from service.traces import from_environment
 
 log = structlog.get_logger()
@@ -124,7 +124,7 @@ class Worker:
         self._settings = settings
         self._catalogue = catalogue
         self._queue = Queue(settings)
-        self._storage = Storage(settings.data_dir)
+        self._storage = Storage.of(settings)
         self._batcher: Batcher[Item, Answer] = Batcher(self._forward, settings.batch_window_seconds)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(settings.finish_threads, thread_name_prefix="finish")
@@ -210,6 +210,10 @@ class Worker:
                         joined = True
                     if not self._healthy():
                         await asyncio.sleep(pause / 10)
+                        continue
+                    if not await asyncio.to_thread(has_room, self._settings):
+                        log.warning("the disk is full: no jobs are taken")
+                        await asyncio.sleep(pause)
                         continue
                     if time.monotonic() >= look_again:
                         await self._redo()
@@ -477,6 +481,9 @@ class Worker:
             await self._fail(
                 flight, "internal-error", "Something went wrong inside the service.", "Report the job's id."
             )
+        elif isinstance(error, OSError) and not await asyncio.to_thread(has_room, self._settings):
+            log.warning("job is put back until there is room on the disk", job=job.id, error=repr(error))
+            await self._release(flight, refund=True)
         elif job.attempt < self._settings.max_attempts:
             log.warning("job is put back", job=job.id, attempt=job.attempt, error=repr(error))
             self._metrics.retries.inc()
@@ -672,6 +679,7 @@ class Worker:
             for id in await self._queue.missing(await self._storage.jobs(part, older_than=age), kind):
                 await self._storage.remove(f"{part}/{id}")
                 log.info("swept", part=part, id=id)
+        await self._storage.remove_drafts(older_than=UPLOAD_GRACE_SECONDS)
         await self._queue.prune()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -87,6 +88,11 @@ async def test_files_have_types_tags_and_ranges(api):
     assert (await api.get(f"/jobs/{job}/files/cameras.json")).headers["content-type"] == "application/json"
     head = await api.head(url)
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(size))
+    ranged = await api.head(url, headers={"Range": "bytes=0-9"})
+    assert (ranged.status_code, ranged.headers["content-length"]) == (200, str(size)), "ranges are of GET alone"
+    kept = re.fullmatch(r"private, max-age=(\d+), immutable", whole.headers["cache-control"])
+    seconds = api.app.state.backend.settings.result_seconds
+    assert seconds - 60 < int(kept[1]) <= seconds, "as long as its job"
     tag = whole.headers["etag"]
     for header in (tag, f'"other", W/{tag}', "*"):
         assert (await api.get(url, headers={"If-None-Match": header})).status_code == 304
@@ -127,7 +133,14 @@ async def test_all_files_in_one_zip(api):
         assert archive.testzip() is None
         found = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
     assert found == {file["name"]: file["sha256"] for file in done["files"]}
-    assert (await api.head(f"/jobs/{job}/files/all.zip")).status_code == 200
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert answer.headers["cache-control"].startswith("private, ")
+    assert (await api.get(f"/jobs/{job}/files/all.zip")).content == answer.content, "its tag is that of its bytes"
+    head = await api.head(f"/jobs/{job}/files/all.zip")
+    assert (head.status_code, head.content) == (200, b"")
+    assert {head.headers[name] == answer.headers[name] for name in ("content-length", "etag")} == {True}
+    known = {"If-None-Match": answer.headers["etag"]}
+    assert (await api.get(f"/jobs/{job}/files/all.zip", headers=known)).status_code == 304
 
 
 async def events(client: httpx.AsyncClient, job: str) -> list[dict]:
