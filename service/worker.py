@@ -620,16 +620,18 @@ class Worker:
             await self._landing(1.0)
 
     async def _sweep(self) -> None:
-        """Remove the files of jobs and of uploads whose record has expired, and photos that never became a job."""
+        """Remove the files of jobs and of uploads whose record has expired, photos that never became a job, and those
+        of jobs that have ended, which a worker that died then could not remove."""
         if not await self._queue.turn_to_sweep():
             return
-        kinds: tuple[tuple[str, float, Literal["job", "upload"]], ...] = (
-            ("jobs", 0.0, "job"),
-            ("uploads", UPLOAD_GRACE_SECONDS, "job"),
-            ("incoming", 0.0, "upload"),
+        queue = self._queue
+        kinds: tuple[tuple[str, float, Callable[[list[str]], Awaitable[list[str]]]], ...] = (
+            ("jobs", 0.0, queue.missing),
+            ("uploads", UPLOAD_GRACE_SECONDS, queue.over),
+            ("incoming", 0.0, lambda ids: queue.missing(ids, "upload")),
         )
-        for part, age, kind in kinds:
-            for id in await self._queue.missing(await self._storage.jobs(part, older_than=age), kind):
+        for part, age, unwanted in kinds:
+            for id in await unwanted(await self._storage.jobs(part, older_than=age)):
                 await self._storage.remove(f"{part}/{id}")
                 log.info("swept", part=part, id=id)
         await self._queue.prune()

@@ -364,6 +364,24 @@ async def test_expired_jobs_leave_no_files(queue, settings):
     assert await queue.document("brief") is None
 
 
+async def test_photos_that_a_dying_worker_left_are_swept(queue, settings):
+    """Killed between a job's end and the removal of its photos."""
+    for job in ("done", "waiting"):
+        await submit(queue, settings, job, model="none" if job == "waiting" else "fake")
+    reader = connect(settings.queue_url, blocking=True)
+    await queue.join()
+    ((entry, job),) = await queue.read(reader, "dead", 1, 100)
+    await reader.aclose()
+    await queue.take(entry, job, "dead")
+    assert await queue.finish(job, "dead", 1, "canceled", {})
+    for path in stored(settings):
+        os.utime(settings.data_dir / path, (1, 1))
+    worker = Worker(settings, FakeCatalogue())
+    await worker._sweep()
+    assert stored(settings) == ["uploads/waiting/0", "uploads/waiting/1"]
+    await worker._leave()
+
+
 async def test_the_queue_may_go_and_come_back(queue, settings, server):
     """kill -9 of the queue's server: its log brings every job back, and the worker stays up."""
     jobs = [f"job{i}" for i in range(20)]
