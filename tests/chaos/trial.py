@@ -166,7 +166,7 @@ class Trial:
                 self._fault(f"request {number} made a second job when it was sent again")
             if kind == "cancelled":
                 await asyncio.sleep(0.1)
-                await self._steady(lambda: self._client.post(f"/jobs/{job}/cancel"))
+                await self._steady(lambda job=job: self._client.post(f"/jobs/{job}/cancel"))
             await seen.ended.wait()
 
     async def _post(self, number: int, kind: str) -> str:
