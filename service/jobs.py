@@ -112,8 +112,8 @@ return {'new', ARGV[1]}
 """
 
 # KEYS job. ARGV id, entry, worker, most attempts, ttl, error document.
-# Answers the record, or why there is nothing to do: lost (another worker's), gone (ended or deleted), convicted. A second
-# entry of a job that has its own is dropped: it would take the job from the worker that does it.
+# Answers the record, or why there is nothing to do: lost (another worker's), gone (ended or deleted), convicted.
+# A second entry of a job that has its own is dropped: it would take the job from the worker that does it.
 _TAKE = """
 local pending = redis.call('XPENDING', STREAM, GROUP, ARGV[2], ARGV[2], 1)
 if #pending == 0 or pending[1][2] ~= ARGV[3] then return 'lost' end
