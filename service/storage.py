@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
+import secrets
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, cast
@@ -17,23 +19,34 @@ from typing_extensions import Buffer
 
 CHUNK = 1 << 20
 """Bytes read at a time: what a download holds in memory."""
+SPOOL = "tmp"
+"""Where files are written before they appear, on the same file system."""
+TRIES = 5
 
 
 class Storage:
-    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>` and `keys/<id>.json` under one
-    folder.
+    """`incoming/<upload>/<part>`, `uploads/<job>/<index>`, `jobs/<job>/<attempt>/<file>`, `keys/<id>.json` and
+    `webhooks/secret` under one folder.
 
-    Writes are atomic.
+    Writes are atomic and outlast a loss of power: what is there has been told to the disk, not to its cache alone.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._store = LocalStore(folder, automatic_cleanup=True)
 
     async def put(self, path: str, data: bytes | bytearray | memoryview) -> None:
         """Write an object whole: it appears complete or not at all. OSError where the disk is full or gone."""
-        with _os_errors(path):
-            await obstore.put_async(self._store, path, bytes(data) if isinstance(data, bytearray) else data)
+        await asyncio.to_thread(_write, self._folder, path, data, os.replace)
+
+    async def create(self, path: str, data: bytes) -> bool:
+        """Write an object whole where there is none yet; False where there is one, which stays."""
+        try:
+            await asyncio.to_thread(_write, self._folder, path, data, os.link)
+        except FileExistsError:
+            return False
+        return True
 
     async def get(self, path: str) -> bytes:
         """A whole object. FileNotFoundError where there is none."""
@@ -94,6 +107,47 @@ class Storage:
                         await asyncio.to_thread(member.write, chunk)  # the checksum of a chunk takes a moment
                         yield sink.take()
         yield sink.take()
+
+
+def _write(folder: Path, path: str, data: bytes | bytearray | memoryview, appear: Callable[[Path, Path], None]) -> None:
+    """Write a file, wait until it lies on the disk, then let it `appear` under its name, and wait for that too.
+
+    obstore's own writes do neither wait.
+    """
+    spool, target = folder / SPOOL, folder / path
+    spool.mkdir(exist_ok=True)
+    draft = spool / f"put-{secrets.token_hex(8)}"
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        for _ in range(TRIES):
+            _make_folder(target.parent)
+            with contextlib.suppress(FileNotFoundError):  # a removal took the empty folder away in between
+                appear(draft, target)
+                _sync_folder(target.parent)
+                return
+        raise FileNotFoundError(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder with all above it, each of them entered on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
