@@ -35,7 +35,7 @@ from service.models import Registry
 from service.routes import Backend, router
 from service.schemas import ProblemDocument
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import Storage, disk_full
 from service.watch import Watcher
 
 log = structlog.get_logger()
@@ -96,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RedisError, _no_queue)
+    app.add_exception_handler(OSError, _no_room)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -199,6 +200,15 @@ async def _no_queue(_request: Request, error: Exception) -> Response:
     return Problem(
         503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2
     ).response()
+
+
+async def _no_room(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)  # noqa: S101
+    if not disk_full(error):
+        raise error
+    log.error("the disk is full", error=str(error))
+    problem = Problem(507, "storage-full", "There is no room for more photos.", "Try again later.", retry_after=60)
+    return problem.response()
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:

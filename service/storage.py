@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -157,6 +158,11 @@ def _os_errors(path: str) -> Iterator[None]:
         yield
     except obstore.exceptions.BaseError as error:
         raise OSError(f"storage failed at {path}") from error
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether there is no room left; others may make some."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Sink(io.RawIOBase):

@@ -36,7 +36,7 @@ from service.metrics import WorkerMetrics
 from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
 from service.settings import Settings
-from service.storage import Storage, result_path, upload_path
+from service.storage import Storage, disk_full, result_path, upload_path
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -308,7 +308,7 @@ class Worker:
         with _clock(flight, "store"):
             flight.report("storing", FINISHED)
             for name, data in outcome.files.items():
-                await self._storage.put(result_path(job.id, job.attempt, name), data)
+                await self._put(result_path(job.id, job.attempt, name), data)
         seconds = {"queue": max(0.0, job.started_at - job.created_at), **flight.seconds}
         for stage, value in seconds.items():
             self._metrics.stages.labels(stage).observe(value)
@@ -322,6 +322,17 @@ class Worker:
             low_confidence=outcome.low_confidence,
             metrics=measured | {"batch_size": shared},
         )
+
+    async def _put(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a file. A full disk is waited for, for as long as the job may run: it has been computed already."""
+        while True:
+            try:
+                return await self._storage.put(path, data)
+            except OSError as error:
+                if not disk_full(error):
+                    raise
+                log.warning("the disk is full", path=path)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _load(self, flight: Flight, info: ModelInfo) -> Item:
         """The job's photos, decoded one after the other: other jobs' share the threads."""

@@ -63,7 +63,8 @@ class Process:
 class House:
     """A queue server with its log on disk, API processes and workers with a model that answers at once."""
 
-    def __init__(self, *, workers: int = 2, **settings: object) -> None:
+    def __init__(self, data: Path | None = None, *, workers: int = 2, **settings: object) -> None:
+        """All lies in a folder of its own, but photos, results and the queue's log in `data` where that is given."""
         self.folder = Path(tempfile.mkdtemp(prefix="sl"))  # short: sockets' paths are
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -73,7 +74,7 @@ class House:
         with patch.dict(os.environ, XDG_RUNTIME_DIR=str(self.folder)):
             alone = Settings(
                 _env_file=None,
-                data_dir=self.folder / "data",
+                data_dir=data or self.folder / "data",
                 port=port,
                 worker_metrics_port=0,
                 log_json=True,

@@ -109,14 +109,14 @@ class Trial:
         self.report = Report()
 
     async def run(self, *, patience: float) -> Report:
-        """The whole trial; jobs get `patience` seconds after the last deed to end."""
+        """The whole trial; whatever is waited for may take `patience` seconds."""
         began = time.monotonic()
         self._house.start()
         await self._until(self._ready, patience, "the service does not become ready")
         beside = [asyncio.create_task(loop) for loop in (self._watch(), *(self._read() for _ in range(READERS)))]
         senders = [asyncio.create_task(self._send_all()) for _ in range(SENDERS)]
         try:
-            await self._torment()
+            await self._torment(patience)
             await asyncio.wait(senders, timeout=patience)
             await self._until(self._all_ended, patience, "jobs are stuck")
             await self._judge(patience)
@@ -147,6 +147,9 @@ class Trial:
             return (await self._client.get("/readyz")).status_code == 200
         except httpx.TransportError:
             return False
+
+    async def _accepted(self, jobs: int) -> bool:
+        return len(self._jobs) >= jobs
 
     async def _all_ended(self) -> bool:
         return len(self._jobs) == self._plan.jobs and all(seen.end for seen in self._jobs.values())
@@ -242,11 +245,10 @@ class Trial:
 
     # Torment
 
-    async def _torment(self) -> None:
-        """Do every deed at its moment, or as close to it as the load comes before all senders have ended."""
+    async def _torment(self, patience: float) -> None:
+        """Do every deed at its moment."""
         for moment, deed in self._plan.deeds():
-            while len(self._jobs) < moment:
-                await asyncio.sleep(LOOK_SECONDS)
+            await self._until(lambda moment=moment: self._accepted(moment), patience, "no more jobs are accepted")
             await asyncio.sleep(self._chance.uniform(0, 0.3))
             await self._do(deed)
             self.report.done[deed] += 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.cli import openapi_text
 from service.jobs import Queue
+from service.storage import Storage
 from service.uploads import FIELDS, FILES
 from tests.service.support import SMALL, ended, form, jpeg, serving, stored, working
 
@@ -491,6 +493,15 @@ async def test_a_job_whose_acceptance_was_never_heard_of_is_done(api, monkeypatc
     again = await api.post("/reconstruct", **request)
     assert again.status_code in (200, 202)
     assert (await ended(api, again.json()["id"]))["status"] == "succeeded"
+
+
+async def test_a_full_disk_takes_no_photos(api, settings, monkeypatch):
+    async def full(self, path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(Storage, "put", full)
+    assert is_problem(await api.post("/reconstruct", files=form(), data=SMALL), 507, "storage-full")
+    assert stored(settings) == []
 
 
 async def test_a_bug_is_a_problem_without_a_trace(settings, monkeypatch):

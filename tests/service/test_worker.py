@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -117,6 +118,26 @@ async def test_photos_that_are_gone_fail_the_job(queue, settings):
         failed = await end(queue, "lost")
     assert (failed.status, failed.error.type) == ("failed", "storage-failed")
     assert str(settings.data_dir) not in failed.error.detail
+
+
+async def test_a_full_disk_is_waited_for(queue, settings, monkeypatch):
+    """As often as it takes, without another try at the job."""
+    put, refused = Storage.put, []
+
+    async def full(self, path, data):
+        if len(refused) > settings.max_attempts:
+            await put(self, path, data)
+        else:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    await submit(queue, settings, "job")
+    monkeypatch.setattr(Storage, "put", full)
+    monkeypatch.setattr("service.worker.RETRY_SECONDS", 0.05)
+    async with working(settings):
+        assert (await end(queue, "job")).status == "succeeded"
+    assert stored(settings) == ["jobs/job/1/cameras.json"]
+    assert len(refused) == settings.max_attempts + 1
 
 
 async def test_a_photo_that_rots_fails_the_job(queue, settings):
