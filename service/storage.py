@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import secrets
+import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -98,6 +99,10 @@ class Storage:
         limit = datetime.now(UTC) - timedelta(seconds=older_than)
         return [job for job, changed in newest.items() if changed <= limit]
 
+    async def scrap(self, *, older_than: float) -> None:
+        """Remove what writes that were killed so many seconds ago have left: no listing shows it."""
+        await asyncio.to_thread(_scrap, self._folder / SPOOL, older_than)
+
     async def zip(self, entries: Sequence[tuple[str, str, int]]) -> AsyncIterator[bytes]:
         """Stream a zip of (name, path, bytes) entries: stored, not compressed, holding one chunk at a time."""
         sink = _Sink()
@@ -132,6 +137,13 @@ def _write(folder: Path, path: str, data: bytes | bytearray | memoryview, appear
         raise FileNotFoundError(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _scrap(spool: Path, older_than: float) -> None:
+    for draft in spool.glob("put-*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just appeared under its name
+            if draft.stat().st_mtime <= time.time() - older_than:
+                draft.unlink()
 
 
 def _make_folder(folder: Path) -> None:

@@ -645,6 +645,7 @@ class Worker:
             for id in await unwanted(await self._storage.jobs(part, older_than=age)):
                 await self._storage.remove(f"{part}/{id}")
                 log.info("swept", part=part, id=id)
+        await self._storage.scrap(older_than=UPLOAD_GRACE_SECONDS)
         await self._queue.prune()
 
 

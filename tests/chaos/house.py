@@ -117,9 +117,9 @@ class House:
         return Counter(found[1] for line in lines if (found := pattern.match(line)))
 
     def uploads(self) -> list[Path]:
-        """Every file of photos on disk."""
-        found = (Path(at) / name for at, _, names in os.walk(self.settings.data_dir / "uploads") for name in names)
-        return sorted(found)
+        """Every file of photos on disk, and every file that is still being written."""
+        parts = (self.settings.data_dir / part for part in ("uploads", "tmp"))
+        return sorted(Path(at) / name for part in parts for at, _, names in os.walk(part) for name in names)
 
     def _preload(self) -> dict[str, str]:
         """The environment of a process whose clock is ours, where there is a C compiler."""

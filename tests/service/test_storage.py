@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from service.storage import CHUNK, Storage, result_path, upload_path
+from service.storage import CHUNK, Storage, _write, result_path, upload_path
 
 
 @pytest.fixture
@@ -54,6 +55,27 @@ async def test_a_full_disk_is_an_oserror(storage, tmp_path):
     (tmp_path / "data" / "jobs").write_bytes(b"a file where a folder must be")
     with pytest.raises(OSError):
         await storage.put("jobs/a/1/scene.ply", b"x")
+
+
+async def test_what_a_killed_write_left_is_scrapped_once_it_is_old(storage, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(Path, "unlink", killed)  # a process that is killed tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            _write(tmp_path / "data", upload_path("a", 0), b"half a photo", os.replace)
+
+    def on_disk():
+        return [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+    (left,) = on_disk()
+    await storage.scrap(older_than=60)
+    assert on_disk() == [left], "it may still be being written"
+    os.utime(left, (1, 1))
+    await storage.scrap(older_than=60)
+    assert on_disk() == []
 
 
 async def test_a_zip_streams_in_chunks(storage):
