@@ -58,7 +58,7 @@ async def test_a_full_disk_is_an_oserror(storage, tmp_path):
 
 
 async def test_what_a_killed_write_left_is_scrapped_once_it_is_old(storage, tmp_path, monkeypatch):
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
