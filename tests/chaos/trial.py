@@ -237,6 +237,7 @@ class Trial:
             seen, record = self._jobs[job], dict(zip(RECORD, values))
             if seen.end is not None and record != seen.end:
                 self._fault(f"{job} had ended as {seen.end}, then was {record}")
+                seen.end = record
             if record["status"] is None:
                 self._fault(f"the record of {job} is lost")
             elif record["status"] in FINAL and seen.end is None:
