@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         storage = Storage.of(settings)
         incoming = Incoming(settings, storage)
         app.state.guard = Guard(settings, queue, Keys(storage))
-        webhooks = Webhooks(settings, queue, storage)
+        webhooks = Webhooks(settings, queue, storage, metrics=metrics)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,

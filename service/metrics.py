@@ -21,6 +21,7 @@ class ApiMetrics:
         )
         self.accepted = Counter("scenelift_jobs_accepted", "Jobs put into the queue.", ("model",), registry=registry)
         self.withdrawn = Counter("scenelift_jobs_withdrawn", "Jobs cancelled before they began.", registry=registry)
+        self.webhooks = Counter("scenelift_webhooks", "Tries at a webhook.", ("outcome",), registry=registry)
         self.queue = Gauge("scenelift_queue_up", "Whether the queue answers.", registry=registry)
         self.depth = Gauge("scenelift_queue_depth", "Jobs waiting or running.", registry=registry)
         self.waiting = Gauge("scenelift_queue_waiting", "Jobs that no worker has read yet.", registry=registry)

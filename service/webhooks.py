@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from service.errors import Problem
 from service.fetch import LONGEST, Resolve, locate, pinned
 from service.jobs import Due, Queue
+from service.metrics import ApiMetrics
 from service.schemas import JobDocument
 from service.settings import Settings
 from service.storage import Storage
@@ -52,6 +53,7 @@ class Webhooks:
         storage: Storage,
         resolve: Resolve | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        metrics: ApiMetrics | None = None,
     ) -> None:
         """`resolve` and `transport` are the system's where they are not given."""
         self._settings = settings
@@ -59,6 +61,7 @@ class Webhooks:
         self._storage = storage
         self._resolve = resolve
         self._transport = transport
+        self._metrics = metrics or ApiMetrics()
         self._places = asyncio.Semaphore(TOGETHER)
 
     async def check(self, url: str) -> None:
@@ -108,12 +111,16 @@ class Webhooks:
             secret = await signing_secret(self._settings, self._storage)
             status = await self._send(client, due.url, document, secret)
             if status is not None and 200 <= status < 300:
+                outcome = "delivered"
                 await self._queue.settle(due, "delivered", status)
             elif status == 410 or due.tries >= len(PAUSES):  # gone: its owner wants no more
+                outcome = "failed"
                 await self._queue.settle(due, "failed", status)
             else:
+                outcome = "put off"
                 pause = PAUSES[due.tries] * (0.75 + secrets.randbelow(1000) / 2000)
                 await self._queue.settle(due, "pending", status, pause)
+            self._metrics.webhooks.labels(outcome).inc()
             log.info("webhook sent", job=due.job, attempt=due.tries + 1, status=status)
         except Exception as error:
             log.warning("a webhook was not sent", job=due.job, error=repr(error))

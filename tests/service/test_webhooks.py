@@ -133,6 +133,7 @@ async def test_the_end_of_a_job_is_told_and_signed(settings):
 
         again = await client.post(f"/jobs/{job}/webhook")
         assert (again.status_code, again.json()["webhook"]["state"]) == (202, "pending")
+        assert 'scenelift_webhooks_total{outcome="delivered"} 1.0' in (await client.get("/metrics")).text
         await told(client.app.state.backend.queue, job, "delivered")
         assert [headers["webhook-id"] for headers, _ in receiver.got] == [headers["webhook-id"]] * 2
 
