@@ -48,7 +48,7 @@ def server_binary() -> str:
 
 
 def server_command(settings: Settings) -> list[str]:
-    """The embedded queue server: a socket for this user alone, every change on disk within a second."""
+    """The embedded queue server: a socket for this user alone, every change on disk before it is answered."""
     path = settings.socket_path
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise SupervisorError(f"the queue's socket path is too long ({path}): set XDG_RUNTIME_DIR to a shorter one")
@@ -61,7 +61,7 @@ def server_command(settings: Settings) -> list[str]:
         *("--unixsocketperm", "700"),
         *("--dir", str(folder)),
         *("--appendonly", "yes"),
-        *("--appendfsync", "everysec"),
+        *("--appendfsync", "always"),
         *("--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--loglevel", "warning"),

@@ -20,7 +20,7 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     house = House(lease_seconds=2.0, sweep_seconds=1.0)
     try:
-        jumps = asked.kills // 5 if house.can_move_clock else 0
+        jumps = asked.kills // 5 if house.preloads else 0
         plan = Plan(asked.seed, asked.jobs, asked.kills, asked.kills // 4, asked.kills // 4, jumps)
         report = asyncio.run(Trial(house, plan).run(patience=120))
     finally:

@@ -1,4 +1,5 @@
-/* Preloaded into the queue's server alone: its wall clock, moved by the seconds in the file that CHAOS_CLOCK names. */
+/* Preloaded into the queue's server alone: its wall clock, moved by the seconds in the file that CHAOS_CLOCK names, and
+   a disk that takes CHAOS_SYNC microseconds to sync. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -32,6 +33,12 @@ int gettimeofday(struct timeval *now, void *zone) {
   now->tv_sec = exact.tv_sec;
   now->tv_usec = exact.tv_nsec / 1000;
   return 0;
+}
+
+int fdatasync(int file) {
+  const char *slow = getenv("CHAOS_SYNC");
+  if (slow) usleep(atoi(slow));
+  return syscall(SYS_fdatasync, file);
 }
 
 time_t time(time_t *now) {

@@ -63,8 +63,11 @@ class Process:
 class House:
     """A queue server with its log on disk, API processes and workers with a model that answers at once."""
 
-    def __init__(self, data: Path | None = None, *, workers: int = 2, **settings: object) -> None:
-        """All lies in a folder of its own, but photos, results and the queue's log in `data` where that is given."""
+    def __init__(
+        self, data: Path | None = None, *, workers: int = 2, sync_seconds: float = 0.0, **settings: object
+    ) -> None:
+        """All lies in a folder of its own, but photos, results and the queue's log in `data` where that is given. The
+        disk of the queue's server takes `sync_seconds` more to sync."""
         self.folder = Path(tempfile.mkdtemp(prefix="sl"))  # short: sockets' paths are
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -84,7 +87,9 @@ class House:
             self.settings = alone.model_copy(update={"redis_url": alone.queue_url})
         own = os.environ | as_environment(self.settings)
         shifted = os.environ | {"CHAOS_CLOCK": str(self._clock)} | self._preload()
-        self.can_move_clock = "LD_PRELOAD" in shifted
+        if sync_seconds:
+            shifted["CHAOS_SYNC"] = str(round(1e6 * sync_seconds))
+        self.preloads = "LD_PRELOAD" in shifted
         self.queue = Process(queue, shifted, self.folder / "queue.log")
         self.api = Process((sys.executable, "-m", "service", "api"), own, self.folder / "api.log")
         worker = (sys.executable, str(ROOT / "tests" / "service" / "fake_model.py"))
@@ -98,6 +103,12 @@ class House:
     def start(self) -> None:
         for process in self.processes:
             process.start()
+
+    def keep(self) -> None:
+        """Start again what has ended of itself, as the supervisor does."""
+        for process in self.processes:
+            if not process.runs:
+                process.start()
 
     def end(self) -> None:
         for process in reversed(self.processes):
