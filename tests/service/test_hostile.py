@@ -138,8 +138,8 @@ async def test_hostile_uploads_and_requests(server, settings, tmp_path):
     assert list((tmp_path / "cwd").rglob("*")) == []
     assert {path.name for path in tmp_path.iterdir()} == {"cwd", "data"}
     data = settings.data_dir
-    assert list((data / "tmp").rglob("*")) == []
-    assert {path.name for path in data.iterdir()} <= {"uploads", "incoming", "tmp"}
+    assert [*(data / "tmp").rglob("*"), *(data / "drafts").rglob("*")] == []
+    assert {path.name for path in data.iterdir()} <= {"uploads", "incoming", "tmp", "drafts"}
     assert {path.name for path in (data / "uploads").iterdir()} >= accepted
     assert len(list((data / "uploads").iterdir())) == len(accepted) + 3
     assert (await client.post("/reconstruct", files=form())).status_code == 202
