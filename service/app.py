@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from types import FrameType
 
@@ -20,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tus
 from service.access import Guard, caller, describe
@@ -33,10 +31,12 @@ from service.jobs import Queue, end_task
 from service.keys import Keys
 from service.metrics import ApiMetrics
 from service.models import Registry
+from service.observed import Observed
 from service.routes import Backend, router
 from service.schemas import ProblemDocument
 from service.settings import Settings
 from service.storage import Storage
+from service.traces import from_environment
 from service.watch import Watcher
 from service.webhooks import Webhooks
 
@@ -48,15 +48,16 @@ DESCRIPTION = "A handful of photos in; a coloured point cloud, cameras and Gauss
 def create_app(settings: Settings) -> FastAPI:
     """The API over the queue and the storage that the settings name."""
     metrics = ApiMetrics()
+    traces = from_environment("api")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = Queue(settings)
         watcher = Watcher(queue)
         storage = Storage.of(settings)
-        app.state.guard = Guard(settings, queue, Keys(storage))
         incoming = Incoming(settings, storage)
         webhooks = Webhooks(settings, queue, storage)
+        app.state.guard = Guard(settings, queue, Keys(storage))
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
                 await end_task(task)
             await incoming.close()
             await queue.close()
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="Scenelift",
@@ -96,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     )
     app.add_middleware(Hardened)
-    app.add_middleware(_Measured, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics, traces=traces)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -144,36 +146,9 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-class _Measured:
-    """Count and time requests by their route."""
-
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        status = 500
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, observed)
-        finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
-
-
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)  # noqa: S101 - how Starlette types its handlers
+    request.state.problem = error.kind
     return error.response()
 
 
@@ -190,33 +165,34 @@ async def _http_error(request: Request, error: Exception) -> Response:
         )
     else:
         problem = Problem(error.status_code, "bad-request", str(error.detail), headers=dict(error.headers or {}))
-    return problem.response()
+    return await _problem(request, problem)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
-    return Problem(422, "invalid-request", f"{place}: {first['msg']}.").response()
+    return await _problem(request, Problem(422, "invalid-request", f"{place}: {first['msg']}."))
 
 
-async def _no_queue(_request: Request, error: Exception) -> Response:
+async def _no_queue(request: Request, error: Exception) -> Response:
     log.error("the queue cannot be reached", error=str(error))
-    return Problem(
-        503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2
-    ).response()
+    problem = Problem(503, "queue-unreachable", "The queue cannot be reached.", "Try again soon.", retry_after=2)
+    return await _problem(request, problem)
 
 
-async def _no_storage(_request: Request, error: Exception) -> Response:
+async def _no_storage(request: Request, error: Exception) -> Response:
     log.error("a file or the storage cannot be read or written", exc_info=error)
+    problem = Problem(503, "storage-failed", "The storage cannot be reached.", "Try again soon.", retry_after=5)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full().response()
-    return Problem(503, "storage-failed", "The storage cannot be reached.", "Try again soon.", retry_after=5).response()
+        problem = disk_full()
+    return await _problem(request, problem)
 
 
-async def _unexpected(_request: Request, _error: Exception) -> Response:
+async def _unexpected(request: Request, _error: Exception) -> Response:
     # Starlette answers this outside of every middleware.
-    return Problem(500, "internal-error", "Something went wrong inside the service.", headers=HEADERS).response()
+    headers = HEADERS | {"X-Request-Id": request.state.request_id}
+    return Problem(500, "internal-error", "Something went wrong inside the service.", headers=headers).response()
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Uploads that may be interrupted and go on: their records in the queue's server, their bytes in storage, in parts.
 
 Keys, in the queue's hash slot, all of which expire once nothing has arrived for long:
-    {scenelift}:upload:<id>        the record, a hash: length, offset, metadata, key, expires_at
+    {scenelift}:upload:<id>        the record, a hash: key (the API key whose it is), length, offset,
+                                   metadata, expires_at
     {scenelift}:upload:<id>:parts  a list of `<object>:<bytes>`, in order
     {scenelift}:upload:<id>:lock   whoever appends now
     {scenelift}:incoming           the ids by when they expire, for the limits
@@ -31,19 +32,22 @@ LOCK_SECONDS = 30
 """How long a silent appender keeps others out."""
 MOST_PARTS = 4096
 
-# KEYS incoming, record. ARGV id, length, metadata, key, time to live, most uploads, most bytes.
+# KEYS incoming, record. ARGV id, length, metadata, time to live, most uploads, most bytes, API key, most of that key's.
 _CREATE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local ids = redis.call('ZRANGE', KEYS[1], 0, -1)
-local bytes = tonumber(ARGV[2])
+local bytes, own = tonumber(ARGV[2]), 0
 for _, id in ipairs(ids) do
-  bytes = bytes + tonumber(redis.call('HGET', '{scenelift}:upload:' .. id, 'length') or 0)
+  local upload = redis.call('HMGET', '{scenelift}:upload:' .. id, 'length', 'key')
+  bytes = bytes + tonumber(upload[1] or 0)
+  if upload[2] == ARGV[7] then own = own + 1 end
 end
-if #ids >= tonumber(ARGV[6]) or bytes > tonumber(ARGV[7]) then return 0 end
-local expires = now + ARGV[5]
-redis.call('HSET', KEYS[2], 'length', ARGV[2], 'offset', 0, 'metadata', ARGV[3], 'key', ARGV[4], 'expires_at', expires)
-redis.call('EXPIRE', KEYS[2], ARGV[5])
+if #ids >= tonumber(ARGV[5]) or bytes > tonumber(ARGV[6]) then return 0 end
+if ARGV[7] ~= '' and own >= tonumber(ARGV[8]) then return 0 end
+local expires = now + ARGV[4]
+redis.call('HSET', KEYS[2], 'key', ARGV[7], 'length', ARGV[2], 'offset', 0, 'metadata', ARGV[3], 'expires_at', expires)
+redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('ZADD', KEYS[1], expires, ARGV[1])
 return expires
 """
@@ -109,11 +113,12 @@ class Incoming:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def create(self, length: int, metadata: str, key: str) -> Upload:
-        """Make room for a file of so many bytes, of the API key `key`. Problem 429 where there is none."""
+    async def create(self, key: str, length: int, metadata: str) -> Upload:
+        """Make room for a file of so many bytes, of an API key ("": nobody's). Problem 429 where there is none."""
         upload, settings = secrets.token_urlsafe(16), self._settings
         limits = (settings.resumable_seconds, settings.resumable_limit, settings.resumable_bytes)
-        expires = await self._create([f"{PREFIX}:incoming", _key(upload)], (upload, length, metadata, key, *limits))
+        arguments = (upload, length, metadata, *limits, key, settings.uploads_per_key)
+        expires = await self._create([f"{PREFIX}:incoming", _key(upload)], arguments)
         if not expires:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads wait for their jobs.", "Try again later.", retry_after=60
@@ -121,7 +126,7 @@ class Incoming:
         return Upload(upload, length, 0, metadata, int(expires))
 
     async def get(self, upload: str, key: str) -> Upload | None:
-        """The upload with this id, whatever text that is, of this API key, or None."""
+        """The upload with this id, whatever text that is; None where there is none, or it is another's than `key`'s."""
         record = await self._redis.hgetall(_key(upload)) if UPLOAD_ID.fullmatch(upload) else None
         if not record or record["key"] != key:
             return None

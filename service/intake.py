@@ -31,8 +31,8 @@ class Intake:
     """One for each film that may be decoded at the same time."""
 
     async def photos(self, wish: Wish, key: str, most: int, stack: AsyncExitStack) -> list[Source]:
-        """The photos that a request of the API key `key` sent or named, in order, to be read until the stack is closed;
-        of a video, at most `most`. Raises `Problem`."""
+        """The photos that a request of an API key sent or named, in order, to be read until the stack is closed; of a
+        video, at most `most`. Raises `Problem`."""
         if wish.uploads:
             return await self._uploaded(wish, key, most, stack)
         if wish.urls:

@@ -320,6 +320,10 @@ class Taken:
     photos: list[dict[str, Any]]
     created_at: float
     started_at: float
+    request: str = ""
+    """Id of the request that made it."""
+    traceparent: str = ""
+    """Of that request's span; empty: it was not traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,9 +379,19 @@ class Queue:
         waiting = len(await self._redis.xrange(STREAM, f"({last}", "+")) if depth else 0
         return depth, waiting
 
+    async def oldest(self) -> float:
+        """Seconds for which the job has waited that has waited longest for a worker to read it; 0: none waits."""
+        groups = await self._redis.xinfo_groups(STREAM) if await self._redis.exists(STREAM) else []
+        last = groups[0]["last-delivered-id"] if groups else "0-0"
+        first = await self._redis.xrange(STREAM, f"({last}", "+", count=1)
+        if not first:
+            return 0.0
+        seconds, microseconds = await self._redis.time()  # an entry's id is its milliseconds by that clock
+        return max(0.0, float(seconds + microseconds / 1e6 - int(first[0][0].partition("-")[0]) / 1e3))
+
     async def made(self, idempotency_key: str, key: str = "") -> tuple[str, str] | None:
-        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and its request's
-        fingerprint."""
+        """The job that the API key `key` has made under this Idempotency-Key, where it still exists, and the
+        fingerprint of its request."""
         job, fingerprint = await self._redis.hmget(_idempotency_key(idempotency_key, key), "id", "fingerprint")
         return (job, fingerprint) if job is not None and await self._redis.exists(_job_key(job)) else None
 
@@ -392,8 +406,11 @@ class Queue:
         idempotency_key: str | None = None,
         fingerprint: str = "",
         webhook: str = "",
+        request: str = "",
+        traceparent: str = "",
     ) -> tuple[str, str]:
         """Append a job of the API key `key` ("": nobody's), whose end is told to the address `webhook` ("": to nobody).
+        Its worker is told `request` and `traceparent`: see Taken.
 
         Answers (`new`, its id), (`same` or `conflict`, the id that the Idempotency-Key made), or, where there is no
         room, (`full`, "") of the queue and (`held`, "") of what this key may have waiting and running.
@@ -401,7 +418,10 @@ class Queue:
         keys = [_job_key(job), f"{PREFIX}:held:{key}"]
         if idempotency_key is not None:
             keys.append(_idempotency_key(idempotency_key, key))
-        fields = ["key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos)]
+        fields = [
+            *("key", key, "model", model, "options", options.model_dump_json(), "photos", json.dumps(photos)),
+            *("request", request, "traceparent", traceparent),
+        ]
         if webhook:
             fields += ["webhook_url", webhook, "webhook_state", "waiting", "webhook_tries", "0"]
         limit, ttl = self._settings.queue_limit, self._settings.idempotency_seconds
@@ -531,6 +551,8 @@ class Queue:
             photos=json.loads(record["photos"]),
             created_at=float(record["created_at"]),
             started_at=float(record["started_at"]),
+            request=record.get("request", ""),
+            traceparent=record.get("traceparent", ""),
         )
 
     async def hand_back(self, entry: str, worker: str) -> None:

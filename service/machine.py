@@ -25,16 +25,21 @@ def list_gpus() -> list[DeviceDocument]:
     """The NVIDIA GPUs that the driver reports."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
+    query = ("--query-gpu=name,memory.total,memory.used,utilization.gpu", "--format=csv,noheader,nounits")
     try:
         answer = subprocess.run(("nvidia-smi", *query), capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.rsplit(",", 2) for line in answer.stdout.splitlines() if line.count(",") >= 2)
+    rows = (map(str.strip, line.rsplit(",", 3)) for line in answer.stdout.splitlines() if line.count(",") >= 3)
     return [
-        DeviceDocument(name=name.strip(), memory_total=int(total) << 20, memory_used=int(used) << 20)
-        for name, total, used in rows
-        if total.strip().isdigit() and used.strip().isdigit()
+        DeviceDocument(
+            name=name,
+            memory_total=int(total) << 20,
+            memory_used=int(used) << 20,
+            use=int(use) / 100 if use.isdigit() else None,
+        )
+        for name, total, used, use in rows
+        if total.isdigit() and used.isdigit()
     ]
 
 

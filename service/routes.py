@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -50,6 +51,8 @@ from service.storage import Storage, has_room, result_path, zip_size
 from service.watch import Watcher
 from service.webhooks import Webhooks
 
+log = structlog.get_logger()
+
 LONGEST_WAIT = 300.0
 """Seconds that `Prefer: wait` may ask for."""
 CANCEL_WAIT = 2.0
@@ -73,7 +76,9 @@ class Backend:
     places: asyncio.Semaphore
     """One for each photo that may be looked at at the same time."""
     receiving: Counter[str] = field(default_factory=Counter)
-    """Uploads that are being received, by API key."""
+    """Jobs whose photos are being received, by API key."""
+    bodies: int = 0
+    """Bodies that are being received, of jobs and of resumable uploads."""
 
     async def models(self) -> list[ModelDocument]:
         """What the living workers serve; without one, what is installed here. Exactly one is the default."""
@@ -119,23 +124,27 @@ class Backend:
                 held = await self.queue.held(caller.key)
                 if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
                     raise too_many_jobs(self.settings)
-        async with self.receive(caller):
-            yield
+        async with self.receive():
+            self.receiving[caller.key] += 1
+            try:
+                yield
+            finally:
+                self.receiving[caller.key] -= 1
 
     @asynccontextmanager
-    async def receive(self, caller: Caller) -> AsyncIterator[None]:
-        """Room for one more body of the caller. Raises Problem 429 or 507 where there is none."""
+    async def receive(self) -> AsyncIterator[None]:
+        """Room for one more body. Raises Problem 429 or 507 where there is none."""
         if not await asyncio.to_thread(has_room, self.settings):
             raise disk_full()
-        if self.receiving.total() >= self.settings.max_uploads:
+        if self.bodies >= self.settings.max_uploads:
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
             )
-        self.receiving[caller.key] += 1
+        self.bodies += 1
         try:
             yield
         finally:
-            self.receiving[caller.key] -= 1
+            self.bodies -= 1
 
 
 def _state(worker: WorkerDocument) -> str:
@@ -170,6 +179,7 @@ async def job_document(id: str, request: Request, caller: TheCaller) -> JobDocum
     document = await backend(request).queue.document(id, caller.key) if JOB_ID.fullmatch(id) else None
     if document is None:
         raise unknown_job()
+    structlog.contextvars.bind_contextvars(job=id)
     return document
 
 
@@ -263,6 +273,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
     """Receive, check, store, enqueue; nothing is left behind where any of it fails."""
     job = secrets.token_urlsafe(16)
     kept = False
+    structlog.contextvars.bind_contextvars(job=job)
     async with AsyncExitStack() as stack:
         form = await uploads.read_form(request, backend.settings)
         stack.push_async_callback(form.close)
@@ -293,6 +304,8 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 idempotency_key=idempotency_key,
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
                 webhook=wish.webhook,
+                request=request.state.request_id,
+                traceparent=request.state.traceparent,
             )
             kept = verdict == "new"
         finally:
@@ -304,7 +317,10 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
         raise too_many_jobs(backend.settings)
     if verdict == "conflict":
         raise idempotency_conflict()
+    structlog.contextvars.bind_contextvars(job=found)
     if kept:
+        backend.metrics.accepted.labels(order.model).inc()
+        log.info("job accepted", model=order.model, photos=len(order.photos))
         with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
             for upload in wish.uploads:
                 await backend.incoming.remove(upload)
@@ -428,6 +444,7 @@ async def delete_job(job: TheJob, backend: TheBackend) -> None:
 async def _cancel(job: JobDocument, backend: Backend) -> None:
     before = await backend.queue.cancel(job.id)
     if before == "queued":
+        backend.metrics.withdrawn.inc()
         await backend.storage.remove(f"uploads/{job.id}")
     elif before == "running":
         await backend.watcher.finished(job.id, CANCEL_WAIT)
@@ -575,15 +592,17 @@ async def health(request: Request, response: Response, backend: TheBackend) -> H
 async def get_metrics(backend: TheBackend) -> Response:
     """For Prometheus."""
     metrics = backend.metrics
-    depth, waiting, workers = math.nan, math.nan, []
+    depth, waiting, oldest, workers = math.nan, math.nan, math.nan, []
     try:
         depth, waiting = await backend.queue.depth()
+        oldest = await backend.queue.oldest()
         workers = await backend.queue.workers()
         metrics.queue.set(1)
     except (RedisError, OSError):
         metrics.queue.set(0)
     metrics.depth.set(depth)
     metrics.waiting.set(waiting)
+    metrics.oldest.set(oldest)
     for state in ("starting", "ready", "busy", "draining", "unhealthy"):
         metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

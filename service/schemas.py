@@ -168,6 +168,8 @@ class DeviceDocument(BaseModel):
     memory_total: int
     """Bytes."""
     memory_used: int
+    use: float | None = Field(None, ge=0, le=1)
+    """Share of the last moments in which it computed; null: it does not say (a processor, a part of a GPU)."""
 
 
 class CheckDocument(BaseModel):

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     image_url_http: bool = Field(False, description="Fetch photos over http too.")
     image_url_seconds: float = Field(60.0, gt=0, description="Time for fetching all photos of one request.")
     resumable_limit: int = Field(256, ge=1, description="Resumable uploads under way or waiting for a job, at most.")
+    uploads_per_key: int = Field(64, ge=1, description="Resumable uploads of one API key, at most.")
     resumable_bytes: int = Field(8 << 30, ge=1, description="Bytes of the files of all resumable uploads, at most.")
     resumable_seconds: int = Field(86_400, ge=1, description="A resumable upload is kept so long after its last part.")
     webhook_secret: str = Field(

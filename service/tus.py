@@ -113,7 +113,7 @@ async def create_upload(
         raise Problem(400, "invalid-metadata", "Upload-Metadata is no list of keys and base64 values.")
     if len(upload_metadata) > METADATA_BYTES:
         raise Problem(413, "invalid-metadata", f"Upload-Metadata has more than {METADATA_BYTES} bytes.")
-    upload = await backend.incoming.create(upload_length, upload_metadata, caller.key)
+    upload = await backend.incoming.create(caller.key, upload_length, upload_metadata)
     if _media_type(request) == BODY:
         upload = await _receive(request, backend, caller, upload, upload_checksum)
     return Response(status_code=201, headers={"Location": f"/uploads/{upload.id}"} | _state(upload))
@@ -180,7 +180,7 @@ async def _receive(
 ) -> Upload:
     """Append the request's body. What came of one that was cut off counts, unless a checksum was to cover it whole."""
     wanted, digest = _digest(checksum)
-    async with backend.receive(caller), backend.incoming.appending(upload.id) as appender:
+    async with backend.receive(), backend.incoming.appending(upload.id) as appender:
         upload = await upload_record(upload.id, backend, caller)  # as it is now that nobody else appends
         if offset is not None and offset != upload.offset:
             raise Problem(

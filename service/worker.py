@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import os
 import secrets
 import signal
@@ -37,6 +38,7 @@ from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
 from service.settings import Settings
 from service.storage import Storage, has_room, result_path, upload_path
+from service.traces import from_environment
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -74,9 +76,16 @@ class Flight:
     computed: bool = False
     """Whether the forward pass is behind it."""
     began: float = field(default_factory=time.monotonic)
-    loaded: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """When each stage that is over began and ended, by the monotonic clock."""
+    status: Status | None = None
+    """How it has ended, where this worker has ended it."""
     task: asyncio.Task[None] | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds a stage."""
+        return {stage: ended - began for stage, (began, ended) in self.stages.items()}
 
     def report(self, stage: str, progress: float) -> None:
         """Called from any thread. Raises Stopped once the job is to stop."""
@@ -120,6 +129,7 @@ class Worker:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(settings.finish_threads, thread_name_prefix="finish")
         self._metrics = WorkerMetrics()
+        self._traces = from_environment("worker")
         self._infos: dict[str, ModelInfo] = {}
         self._models: dict[str, ServedModel] = {}
         self._offered: set[str] = set()
@@ -181,6 +191,7 @@ class Worker:
         with contextlib.suppress(RedisError, OSError):
             await self._queue.leave(self.id)
         await self._queue.close()
+        await asyncio.to_thread(self._traces.close)
         log.info("worker left", worker=self.id)
 
     # Taking jobs
@@ -262,10 +273,13 @@ class Worker:
         taken = await self._queue.take(entry, job, self.id)
         if isinstance(taken, str):
             log.info("nothing to do", job=job, reason=taken)
+            if taken == "convicted":
+                self._metrics.jobs.labels("unknown", "failed").inc()
             if taken != "lost":
                 await self._storage.remove(f"uploads/{job}")
             return None
         flight = Flight(taken, entry)
+        flight.stages["queue"] = (flight.began - max(0.0, taken.started_at - taken.created_at), flight.began)
         self._flights[job] = flight
         self._metrics.running.set(len(self._flights))
         flight.task = asyncio.create_task(self._fly(flight))
@@ -275,6 +289,10 @@ class Worker:
 
     async def _fly(self, flight: Flight) -> None:
         """A job from its photos to its end. Nothing escapes."""
+        job = flight.job
+        # Of this task: what is logged on the job's way carries its id, and that of the request that made it.
+        structlog.contextvars.bind_contextvars(job=job.id, request=job.request)
+        log.info("job taken", attempt=job.attempt, model=job.model, waited=round(flight.seconds["queue"], 3))
         try:
             await self._reconstruct(flight)
         except asyncio.CancelledError:
@@ -288,9 +306,32 @@ class Worker:
         except Exception as error:
             await self._stumble(flight, error)
         finally:
-            self._flights.pop(flight.job.id, None)
+            self._flights.pop(job.id, None)
             self._metrics.running.set(len(self._flights))
             self._landed.set()
+            self._tell(flight)
+
+    def _tell(self, flight: Flight) -> None:
+        """Where a job's time went, however it ended."""
+        job = flight.job
+        for stage, value in flight.seconds.items():
+            self._metrics.stages.labels(stage).observe(value)
+        clock = time.time() - time.monotonic()
+        created = clock + flight.stages["queue"][0]
+        whole = self._traces.begin("job", kind="consumer", parent=job.traceparent, at=created)
+        for stage, (began, ended) in flight.stages.items():
+            self._traces.begin(stage, parent=whole.traceparent, at=clock + began).end(clock + ended)
+        whole.end(
+            failed=flight.status == "failed",
+            attributes={
+                "scenelift.job": job.id,
+                "scenelift.request": job.request,
+                "scenelift.model": job.model,
+                "scenelift.photos": len(job.photos),
+                "scenelift.attempt": job.attempt,
+                "scenelift.status": flight.status or "left",
+            },
+        )
 
     async def _reconstruct(self, flight: Flight) -> None:
         job = flight.job
@@ -313,10 +354,8 @@ class Worker:
             flight.report("storing", FINISHED)
             for name, data in outcome.files.items():
                 await self._storage.put(result_path(job.id, job.attempt, name), data)
-        seconds = {"queue": max(0.0, job.started_at - job.created_at), **flight.seconds}
-        for stage, value in seconds.items():
-            self._metrics.stages.labels(stage).observe(value)
-        measured = {f"{stage}_seconds": round(value, 4) for stage, value in (outcome.metrics | seconds).items()}
+        seconds = outcome.metrics | flight.seconds
+        measured = {f"{stage}_seconds": round(value, 4) for stage, value in seconds.items()}
         await self._end(
             flight,
             "succeeded",
@@ -341,7 +380,6 @@ class Worker:
                 self._decoders, pipeline.gather, photos, job.options, lambda _: flight.report("choosing", LOADED)
             )
         flight.report("waiting", LOADED)
-        flight.loaded = time.monotonic()
         return flight, views
 
     def _forward(self, batch: Sequence[Item]) -> list[Answer | Exception]:
@@ -363,7 +401,7 @@ class Worker:
         began = time.monotonic()
         answers = model.run([views for _, views in batch], progress)
         for flight in flights:
-            flight.seconds |= {"wait": began - flight.loaded, "forward": time.monotonic() - began}
+            flight.stages |= {"wait": (flight.stages["load"][1], began), "forward": (began, time.monotonic())}
         self._metrics.batch.observe(len(batch))
         return [
             answer if isinstance(answer, Exception) else (answer, views)
@@ -400,6 +438,7 @@ class Worker:
                 await asyncio.sleep(RETRY_SECONDS)
         log.info("job ended" if mine else "job was another's", job=job.id, status=status, attempt=job.attempt)
         if mine:
+            flight.status = status
             self._done += status == "succeeded"
             self._failed += status == "failed"
             self._metrics.jobs.labels(job.model, status).inc()
@@ -523,6 +562,7 @@ class Worker:
         document = await asyncio.to_thread(self._describe)
         self._metrics.memory.labels("used").set(document.device.memory_used)
         self._metrics.memory.labels("total").set(document.device.memory_total)
+        self._metrics.use.set(math.nan if document.device.use is None else document.device.use)
         await self._queue.heartbeat(document)
 
     def _refresh(self) -> None:
@@ -674,8 +714,10 @@ def _may_pass(error: Exception) -> bool:
 @contextlib.contextmanager
 def _clock(flight: Flight, stage: str) -> Iterator[None]:
     began = time.monotonic()
-    yield
-    flight.seconds[stage] = time.monotonic() - began
+    try:
+        yield
+    finally:
+        flight.stages[stage] = (began, time.monotonic())
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -8,9 +8,11 @@ import os
 import httpx
 import pytest
 
-from service import incoming, tus
+from service import incoming, keys, tus
 from service.incoming import Incoming
+from service.keys import Keys
 from service.storage import Storage
+from tests.service.filmed import film, walk
 from tests.service.support import SMALL, ended, jpeg, serving, settled, stored, working, zipped
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -57,7 +59,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 
 async def whole(settings, id: str) -> bytes:
     found = Incoming(settings, Storage(settings.data_dir))
-    with await found.open(await found.get(id)) as file:
+    with await found.open(await found.get(id, "")) as file:
         data = file.read()
     await found.close()
     return data
@@ -160,7 +162,7 @@ async def test_of_many_at_one_offset_one_appends(client, settings):
 
 async def test_whoever_lost_the_lock_adds_nothing(settings):
     found = Incoming(settings, Storage(settings.data_dir))
-    begun = await found.create(10, "")
+    begun = await found.create("", 10, "")
     async with found.appending(begun.id) as late:
         part = await late.write(b"late")
         await found._redis.delete(f"{{scenelift}}:upload:{begun.id}:lock")
@@ -168,7 +170,7 @@ async def test_whoever_lost_the_lock_adds_nothing(settings):
             await early.commit([await early.write(b"0123456789")])
             with pytest.raises(incoming.Problem, match="taken over"):
                 await late.commit([part])
-        assert (await found.get(begun.id)).offset == 10
+        assert (await found.get(begun.id, "")).offset == 10
     assert await whole(settings, begun.id) == b"0123456789"
     await found.close()
 
@@ -244,6 +246,28 @@ async def test_uploads_are_few_and_small_together(settings):
         await create(client, 600)
 
 
+async def test_anothers_upload_is_as_unknown_as_one_that_never_was(settings, monkeypatch):
+    monkeypatch.setattr(keys, "FRESH_SECONDS", 0.0)
+    ring = Keys(Storage(settings.data_dir))
+    alice, bob = [{"Authorization": f"Bearer {(await ring.create(name))[1]}"} for name in ("alice", "bob")]
+    few = settings.model_copy(update={"require_worker": False, "uploads_per_key": 2})
+    async with serving(few) as client:
+        begun = await client.post("/uploads", headers=TUS | alice | {"Upload-Length": "5"})
+        url = begun.headers["location"]
+        for request in ("HEAD", "PATCH", "DELETE", "POST"):
+            headers = TUS | BYTES | {"Upload-Offset": "0", "X-HTTP-Method-Override": "DELETE"}
+            assert (await client.request(request, url, headers=headers | bob)).status_code == 404
+            assert (await client.request(request, url, headers=headers)).status_code == 401
+        assert (await patch(client, url, 0, b"12345", **alice)).status_code == 204
+        named = {"uploads": url.rpartition("/")[2], "model": "geometry"}
+        answer = await client.post("/reconstruct", data=named, files=NO_FILES, headers=bob)
+        assert (answer.status_code, answer.json()["type"]) == (422, "unknown-upload")
+        answers = [await client.post("/uploads", headers=TUS | alice | {"Upload-Length": "5"}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 429]
+        assert (await client.post("/uploads", headers=TUS | bob | {"Upload-Length": "5"})).status_code == 201
+        assert (await client.post("/uploads", headers=TUS | {"Upload-Length": "5"})).status_code == 401
+
+
 async def test_abandoned_uploads_are_swept(settings):
     brief = settings.model_copy(update={"resumable_seconds": 1, "resumable_limit": 1, "sweep_seconds": 0.2})
     async with working(brief), serving(brief) as client:
@@ -282,10 +306,14 @@ async def test_a_second_try_with_uploads_finds_the_first_ones_job(client):
     assert (other.status_code, other.json()["type"]) == (409, "idempotency-conflict")
 
 
-async def test_one_upload_may_be_an_archive(client):
+async def test_one_upload_may_be_an_archive_or_a_video(client):
     id = await upload(client, zipped({"2.jpg": jpeg(), "10.jpg": jpeg(1)}), "room.zip")
     answer = await client.post("/reconstruct", data={"uploads": id, "model": "geometry"}, files=NO_FILES)
     assert [view["name"] for view in answer.json()["views"]] == ["2.jpg", "10.jpg"]
+    id = await upload(client, film(walk()), "walk.mp4")
+    fields = {"uploads": id, "model": "geometry", "frames": "3"}
+    answer = await client.post("/reconstruct", data=fields, files=NO_FILES)
+    assert [view["width"] for view in answer.json()["views"]] == [320] * 3
 
 
 async def test_uploads_that_cannot_be_used_are_refused_and_kept(client, settings):
