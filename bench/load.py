@@ -1,7 +1,9 @@
-"""Many jobs at once against the same one by one: `python -m bench.load` writes docs/bench/load.json.
+"""Many jobs at once: `python -m bench.load` writes docs/bench/load.json and load.md.
 
-The whole service runs as its users run it (`scenelift serve`), on a small network with random weights: 64 jobs of
-4 photos. What is measured: jobs a second, jobs a forward pass, and how long `GET /jobs/{id}` takes beside the work.
+With a network: the whole service runs as its users run it (`scenelift serve`), on a small one with random weights.
+64 jobs of 4 photos, all at once against one by one: jobs a second, jobs a forward pass, and how long `GET /jobs/{id}`
+takes beside the work. With an instant one (`python -m bench.load instant` for this part alone) what is left is the
+service itself: 1,000 jobs of 2 small photos, how long POST and GET take, and the API's memory.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
+from tests.chaos.house import House
+
 RESULT = Path(__file__).parents[1] / "docs" / "bench" / "load.json"
+INSTANT_JOBS = 1000
+CLIENTS = 16
 MODEL = "small"
 SQUARE = 128
 PHOTOS = 4
@@ -130,6 +138,85 @@ async def measure(address: str, jobs: int) -> dict[str, Any]:
     }
 
 
+async def measure_instant(jobs: int) -> dict[str, Any]:
+    """The service with a model that answers at once."""
+    house = House(workers=1, queue_limit=2 * jobs)
+    async with httpx.AsyncClient(base_url=house.address, timeout=60) as client:
+        try:
+            house.start()
+            deadline = time.monotonic() + 60
+            while not await is_ready(client):
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the service does not become ready")
+                await asyncio.sleep(0.1)
+            api = psutil.Process(house.api.pid)
+            memory = {"0": api.memory_info().rss}
+            photos = small_photos()
+            ids: list[str] = []
+
+            async def post() -> None:
+                answer = await client.post("/reconstruct", files=photos, data={"outputs": "cameras.json"})
+                answer.raise_for_status()
+                ids.append(answer.json()["id"])
+                if len(ids) % (jobs // 5) == 0:
+                    memory[str(len(ids))] = api.memory_info().rss
+
+            async def get() -> None:
+                (await client.get(f"/jobs/{ids[len(ids) // 2]}")).raise_for_status()
+
+            began = time.monotonic()
+            posts = await timed(post, jobs)
+            while (await client.get("/health")).json()["queue"]["depth"]:
+                await asyncio.sleep(0.05)
+            seconds = time.monotonic() - began
+            gets = await timed(get, 2 * jobs)
+            ends = [(await client.get(f"/jobs/{id}")).json()["status"] for id in ids]
+            if ends != ["succeeded"] * jobs:
+                raise RuntimeError("not every job succeeded")
+            memory["after GETs"] = api.memory_info().rss
+        finally:
+            house.end()
+    return {
+        "jobs": jobs,
+        "clients": CLIENTS,
+        "jobs_per_second": jobs / seconds,
+        "post": posts,
+        "get": gets,
+        "api_memory_mib": {when: rss / (1 << 20) for when, rss in memory.items()},
+    }
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def small_photos() -> list[tuple[str, tuple[str, bytes, str]]]:
+    found = []
+    for index in range(2):
+        buffer = io.BytesIO()
+        Image.new("RGB", (96, 72), (40 * index, 90, 160)).save(buffer, "JPEG")
+        found.append(("images", (f"{index}.jpg", buffer.getvalue(), "image/jpeg")))
+    return found
+
+
+async def timed(request: Callable[[], Awaitable[None]], count: int) -> dict[str, float]:
+    """Requests a second of some clients at once, and how long each takes."""
+    numbers, seconds = iter(range(count)), []
+
+    async def ask() -> None:
+        for _ in numbers:
+            began = time.perf_counter()
+            await request()
+            seconds.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    return {"per_second": count / (time.perf_counter() - began)} | percentiles(seconds)
+
+
 def percentiles(seconds: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return {"requests": len(seconds), "p50": 1e3 * cuts[49], "p99": 1e3 * cuts[98], "max": 1e3 * max(seconds)}
@@ -165,11 +252,8 @@ def serve(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         time.sleep(0.1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=64)
-    parser.add_argument("-o", "--output", type=Path, default=RESULT)
-    arguments = parser.parse_args()
+def measure_network(jobs: int) -> dict[str, Any]:
+    """The service with a small network."""
     with tempfile.TemporaryDirectory(prefix="scenelift-load-") as temporary:
         folder = Path(temporary)
         models = folder / "models"
@@ -180,23 +264,62 @@ def main() -> None:
         (models / "default").write_text(MODEL)
         process, address = serve(folder)
         try:
-            figures = asyncio.run(measure(address, arguments.jobs))
+            return asyncio.run(measure(address, jobs))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-    figures = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-    } | figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """What was measured, to be read."""
+    lines = [f"# The service under load\n\n`python -m bench.load`, {figures['machine']}, Python {figures['python']}."]
+    if "jobs" in figures:
+        busy, idle = figures["get_job_under_load_ms"], figures["get_job_idle_ms"]
+        lines += [
+            f"\n## A small network: {figures['jobs']} jobs of {PHOTOS} photos\n\n| | |\n| --- | ---: |",
+            f"| one by one | {figures['one_by_one_jobs_per_second']:.2f} jobs/s |",
+            f"| all at once | {figures['at_once_jobs_per_second']:.2f} jobs/s, {figures['ratio']:.2f} times |",
+            f"| jobs a pass | {figures['mean_batch']:.2f}, at most {figures['largest_batch']:.0f} |",
+            f"| `GET /jobs/{{id}}` under load | {_spread(busy)} |",
+            f"| `GET /jobs/{{id}}` idle | {_spread(idle)} |",
+        ]
+    if "instant" in figures:
+        instant = figures["instant"]
+        memory = instant["api_memory_mib"]
+        lines += [
+            f"\n## An instant network: {instant['jobs']} jobs of 2 small photos, {instant['clients']} clients",
+            "\nOne API process, one worker, the queue's server and the clients share the machine.",
+            "\n| | requests/s | |\n| --- | ---: | --- |",
+            f"| `POST /reconstruct` | {instant['post']['per_second']:.0f} | {_spread(instant['post'])} |",
+            f"| `GET /jobs/{{id}}` | {instant['get']['per_second']:.0f} | {_spread(instant['get'])} |",
+            f"| jobs from photos to end | {instant['jobs_per_second']:.0f} | |",
+            "\nMemory of the API process (MiB) after so many jobs: "
+            + ", ".join(f"{when}: {mib:.1f}" for when, mib in memory.items())
+            + ".",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(figures: dict[str, float]) -> str:
+    return f"{figures['p50']:.1f} ms p50, {figures['p99']:.1f} p99, {figures['max']:.1f} max"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["network", "instant"], help="network, instant or both")
+    parser.add_argument("--jobs", type=int, default=64)
+    parser.add_argument("-o", "--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    known |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
+    if "network" in arguments.parts:
+        known |= measure_network(arguments.jobs)
+    if "instant" in arguments.parts:
+        known["instant"] = asyncio.run(measure_instant(INSTANT_JOBS))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
-    busy, idle = figures["get_job_under_load_ms"], figures["get_job_idle_ms"]
-    print(f"{figures['jobs']} jobs of {PHOTOS} photos on {figures['machine']}")
-    print(f"one by one   {figures['one_by_one_jobs_per_second']:8.2f} jobs/s")
-    print(f"all at once  {figures['at_once_jobs_per_second']:8.2f} jobs/s   ({figures['ratio']:.2f} x)")
-    print(f"jobs a pass  {figures['mean_batch']:8.2f}          (largest {figures['largest_batch']:.0f})")
-    print(f"GET /jobs    {busy['p50']:8.1f} ms p50, {busy['p99']:.1f} p99, {busy['max']:.1f} max under load")
-    print(f"             {idle['p50']:8.1f} ms p50, {idle['p99']:.1f} p99, {idle['max']:.1f} max idle")
+    arguments.output.write_text(json.dumps(known, indent=1) + "\n")
+    arguments.output.with_suffix(".md").write_text(table(known))
+    print(table(known))
 
 
 if __name__ == "__main__":

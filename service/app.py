@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import tempfile
 from collections.abc import AsyncIterator
 from types import FrameType
@@ -35,7 +34,7 @@ from service.observed import Observed
 from service.routes import Backend, router
 from service.schemas import ProblemDocument
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import Storage, lacks_room
 from service.traces import from_environment
 from service.watch import Watcher
 from service.webhooks import Webhooks
@@ -56,8 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
         watcher = Watcher(queue)
         storage = Storage.of(settings)
         incoming = Incoming(settings, storage)
-        webhooks = Webhooks(settings, queue, storage)
         app.state.guard = Guard(settings, queue, Keys(storage))
+        webhooks = Webhooks(settings, queue, storage)
         app.state.backend = Backend(
             settings=settings,
             queue=queue,
@@ -183,9 +182,9 @@ async def _no_queue(request: Request, error: Exception) -> Response:
 
 async def _no_storage(request: Request, error: Exception) -> Response:
     log.error("a file or the storage cannot be read or written", exc_info=error)
+    if isinstance(error, OSError) and lacks_room(error):
+        return await _problem(request, disk_full())
     problem = Problem(503, "storage-failed", "The storage cannot be reached.", "Try again soon.", retry_after=5)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        problem = disk_full()
     return await _problem(request, problem)
 
 

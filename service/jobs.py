@@ -122,11 +122,16 @@ return {'new', ARGV[1]}
 
 # KEYS job. ARGV id, entry, worker, most attempts, ttl, error document.
 # Answers the record, or why there is nothing to do: lost (another worker's), gone (ended or deleted), convicted.
+# A second entry of a job that has its own is dropped: it would take the job from the worker that does it.
 _TAKE = """
 local pending = redis.call('XPENDING', STREAM, GROUP, ARGV[2], ARGV[2], 1)
 if #pending == 0 or pending[1][2] ~= ARGV[3] then return 'lost' end
-local job = redis.call('HMGET', KEYS[1], 'status', 'cancel')
+local job = redis.call('HMGET', KEYS[1], 'status', 'cancel', 'entry')
 if not job[1] or final(job[1]) then acknowledge(ARGV[2]) return 'gone' end
+if job[3] ~= ARGV[2] then
+  if #redis.call('XRANGE', STREAM, job[3], job[3]) > 0 then acknowledge(ARGV[2]) return 'lost' end
+  redis.call('HSET', KEYS[1], 'entry', ARGV[2])
+end
 if job[2] then
   acknowledge(ARGV[2])
   close(KEYS[1], ARGV[1], ARGV[5], {'status', 'canceled', 'stage', 'canceled'})
@@ -405,9 +410,9 @@ class Queue:
         key: str = "",
         idempotency_key: str | None = None,
         fingerprint: str = "",
-        webhook: str = "",
         request: str = "",
         traceparent: str = "",
+        webhook: str = "",
     ) -> tuple[str, str]:
         """Append a job of the API key `key` ("": nobody's), whose end is told to the address `webhook` ("": to nobody).
         Its worker is told `request` and `traceparent`: see Taken.
@@ -619,10 +624,10 @@ class Queue:
         """Those of `ids` that have no record (any more)."""
         return [id for id in ids if not await self._redis.exists(f"{PREFIX}:{kind}:{id}")]
 
-    async def ended(self, job: str) -> bool:
-        """Whether the job has ended or is gone."""
-        status = await self._redis.hget(_job_key(job), "status")
-        return status is None or status in FINAL
+    async def over(self, ids: list[str]) -> list[str]:
+        """Those of `ids` whose job has ended or is gone."""
+        statuses = [await self._redis.hget(_job_key(id), "status") for id in ids]
+        return [id for id, status in zip(ids, statuses) if status is None or status in FINAL]
 
     async def listen(self, channel: str) -> AsyncIterator[str]:
         """Messages of a channel, for ever. The first is "": the subscription holds from then on."""

@@ -295,6 +295,7 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
             order = await uploads.store(
                 job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places, wish.webhook
             )
+            kept = True  # from here on the job may be queued, whatever breaks: photos of none are swept
             verdict, found = await backend.queue.enqueue(
                 job,
                 order.model,
@@ -303,9 +304,9 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
                 key=caller.key,
                 idempotency_key=idempotency_key,
                 fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
-                webhook=wish.webhook,
                 request=request.state.request_id,
                 traceparent=request.state.traceparent,
+                webhook=wish.webhook,
             )
             kept = verdict == "new"
         finally:

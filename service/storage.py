@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -157,6 +158,11 @@ class Storage:
 def has_room(settings: Settings) -> bool:
     """Whether the disk has more free bytes than are to stay free."""
     return shutil.disk_usage(settings.data_dir).free >= settings.min_free_bytes
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether it says that there is no room left; others may make some."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _attributes(path: str) -> Attributes:

@@ -37,7 +37,7 @@ from service.metrics import WorkerMetrics
 from service.models import Catalogue, ServedModel
 from service.schemas import OUTPUTS, CheckDocument, ModelEntry, Status, WorkerDocument
 from service.settings import Settings
-from service.storage import Storage, has_room, result_path, upload_path
+from service.storage import Storage, has_room, lacks_room, result_path, upload_path
 from service.traces import from_environment
 
 log = structlog.get_logger()
@@ -353,7 +353,7 @@ class Worker:
         with _clock(flight, "store"):
             flight.report("storing", FINISHED)
             for name, data in outcome.files.items():
-                await self._storage.put(result_path(job.id, job.attempt, name), data)
+                await self._put(result_path(job.id, job.attempt, name), data)
         seconds = outcome.metrics | flight.seconds
         measured = {f"{stage}_seconds": round(value, 4) for stage, value in seconds.items()}
         await self._end(
@@ -365,6 +365,17 @@ class Worker:
             low_confidence=outcome.low_confidence,
             metrics=measured | {"batch_size": shared},
         )
+
+    async def _put(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a file. A full disk is waited for, for as long as the job may run: it has been computed already."""
+        while True:
+            try:
+                return await self._storage.put(path, data)
+            except OSError as error:
+                if not lacks_room(error):
+                    raise
+                log.warning("the disk is full", path=path)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _load(self, flight: Flight, info: ModelInfo) -> Item:
         """The job's photos, decoded one after the other: other jobs' share the threads."""
@@ -481,9 +492,6 @@ class Worker:
             await self._fail(
                 flight, "internal-error", "Something went wrong inside the service.", "Report the job's id."
             )
-        elif isinstance(error, OSError) and not await asyncio.to_thread(has_room, self._settings):
-            log.warning("job is put back until there is room on the disk", job=job.id, error=repr(error))
-            await self._release(flight, refund=True)
         elif job.attempt < self._settings.max_attempts:
             log.warning("job is put back", job=job.id, attempt=job.attempt, error=repr(error))
             self._metrics.retries.inc()
@@ -667,16 +675,18 @@ class Worker:
             await self._landing(1.0)
 
     async def _sweep(self) -> None:
-        """Remove the files of jobs and of uploads whose record has expired, and photos that never became a job."""
+        """Remove the files of jobs and of uploads whose record has expired, photos that never became a job, and those
+        of jobs that have ended, which a worker that died then could not remove."""
         if not await self._queue.turn_to_sweep():
             return
-        kinds: tuple[tuple[str, float, Literal["job", "upload"]], ...] = (
-            ("jobs", 0.0, "job"),
-            ("uploads", UPLOAD_GRACE_SECONDS, "job"),
-            ("incoming", 0.0, "upload"),
+        queue = self._queue
+        kinds: tuple[tuple[str, float, Callable[[list[str]], Awaitable[list[str]]]], ...] = (
+            ("jobs", 0.0, queue.missing),
+            ("uploads", UPLOAD_GRACE_SECONDS, queue.over),
+            ("incoming", 0.0, lambda ids: queue.missing(ids, "upload")),
         )
-        for part, age, kind in kinds:
-            for id in await self._queue.missing(await self._storage.jobs(part, older_than=age), kind):
+        for part, age, unwanted in kinds:
+            for id in await unwanted(await self._storage.jobs(part, older_than=age)):
                 await self._storage.remove(f"{part}/{id}")
                 log.info("swept", part=part, id=id)
         await self._storage.remove_drafts(older_than=UPLOAD_GRACE_SECONDS)

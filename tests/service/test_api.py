@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -15,9 +16,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.cli import openapi_text
 from service.jobs import Queue
+from service.storage import Storage
 from service.uploads import FIELDS, FILES
 from tests.service.support import SMALL, ended, form, jpeg, serving, settled, stored, working
 
@@ -486,6 +489,32 @@ async def test_the_queue_being_away_is_said(settings):
         assert (await client.get("/readyz")).json()["reasons"] == ["The queue cannot be reached."]
         assert (await client.get("/health")).json()["queue"] is None
         assert (await client.get("/livez")).status_code == 200
+
+
+async def test_a_job_whose_acceptance_was_never_heard_of_is_done(api, monkeypatch):
+    """The connection to the queue breaks just after the job was queued: its photos stay, and a second try finds it."""
+    enqueue = Queue.enqueue
+
+    async def cut_off(self, *arguments, **more):
+        monkeypatch.setattr(Queue, "enqueue", enqueue)
+        await enqueue(self, *arguments, **more)
+        raise RedisConnectionError
+
+    monkeypatch.setattr(Queue, "enqueue", cut_off)
+    request = {"files": form(), "data": SMALL, "headers": {"Idempotency-Key": "k"}}
+    assert is_problem(await api.post("/reconstruct", **request), 503, "queue-unreachable")
+    again = await api.post("/reconstruct", **request)
+    assert again.status_code in (200, 202)
+    assert (await ended(api, again.json()["id"]))["status"] == "succeeded"
+
+
+async def test_a_full_disk_takes_no_photos(api, settings, monkeypatch):
+    async def full(self, path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(Storage, "put", full)
+    assert is_problem(await api.post("/reconstruct", files=form(), data=SMALL), 507, "disk-full")
+    assert stored(settings) == []
 
 
 async def test_a_bug_is_a_problem_without_a_trace(settings, monkeypatch):

@@ -117,7 +117,7 @@ def test_without_a_server_the_same_happens(skilled: None, tmp_path: Path) -> Non
         assert max(images.load_view("a", jpeg(index, size), None, TINY_LONG_SIDE).crop.shape) == TINY_LONG_SIDE
     stages: list[str] = []
     options = {"outputs": []}
-    outcome = local.reconstruct(photos, settings, "dust3r-tiny", options, lambda stage, _: stages.append(stage))
+    outcome = local.reconstruct(photos, settings, "dust3r-tiny", None, options, lambda stage, _: stages.append(stage))
     assert set(outcome.files) == set(DEFAULT_OUTPUTS)
     assert all(view["placed"] for view in outcome.views)
     assert {"forward", "alignment"} <= set(stages)

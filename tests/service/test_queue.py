@@ -188,6 +188,32 @@ async def test_a_deleted_job_leaves_no_entry(queue, settings):
     assert await queue.missing(["a", "b"]) == ["a", "b"]
 
 
+async def test_a_second_entry_of_a_job_takes_it_from_nobody(queue, settings, raw):
+    """Delivered twice, a job goes on where it is, costs no attempt, and the second entry is gone at once."""
+    await add(queue, "a")
+    ((entry, job),) = await read(queue, settings, "first")
+    await queue.take(entry, job, "first")
+    raw.xadd(STREAM, {"id": "a"})
+    ((again, job),) = await read(queue, settings, "second")
+    assert await queue.take(again, job, "second") == "lost"
+    assert raw.xpending(STREAM, GROUP)["pending"] == 1
+    assert (await queue.renew("a", "first", 1), await queue.attempt("a")) == (1, 1)
+    assert await queue.finish("a", "first", 1, "succeeded", {})
+    assert await queue.depth() == (0, 0)
+
+
+async def test_a_job_whose_entry_is_gone_is_done_by_another(queue, settings, raw):
+    await add(queue, "a")
+    raw.delete(STREAM)
+    await queue.join()
+    raw.xadd(STREAM, {"id": "a"})
+    ((entry, job),) = await read(queue, settings)
+    assert (await queue.take(entry, job, "w")).attempt == 1
+    assert await queue.renew("a", "w", 1) == 1
+    assert await queue.finish("a", "w", 1, "succeeded", {})
+    assert await queue.depth() == (0, 0)
+
+
 async def test_changes_are_published(queue, settings):
     heard = []
 

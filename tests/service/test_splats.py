@@ -124,10 +124,10 @@ def test_without_a_server_the_same_happens(skilled: None, scene: Splatted, tmp_p
         paths[-1].write_bytes(jpeg(index, SIZES[index % 3]))
     stages: list[str] = []
     options = {"outputs": ["scene.splat", "cameras.json"]}
-    outcome = local.reconstruct(paths[:2], settings, "noposplat-tiny", options, lambda stage, _: stages.append(stage))
+    outcome = local.reconstruct(paths[:2], settings, "noposplat-tiny", None, options, lambda stage, _: stages.append(stage))
     assert set(outcome.files) == set(options["outputs"])
     assert all(view["placed"] for view in outcome.views)
     assert {"forward", "poses"} <= set(stages)
     with pytest.raises(Problem, match=r"4 photos: noposplat-tiny takes 2 to 3\.") as problem:
-        local.reconstruct(paths, settings, "noposplat-tiny", options, lambda stage, _: None)
+        local.reconstruct(paths, settings, "noposplat-tiny", None, options, lambda stage, _: None)
     assert problem.value.suggestion == "So many take geometry."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -117,6 +118,26 @@ async def test_photos_that_are_gone_fail_the_job(queue, settings):
         failed = await end(queue, "lost")
     assert (failed.status, failed.error.type) == ("failed", "storage-failed")
     assert str(settings.data_dir) not in failed.error.detail
+
+
+async def test_a_full_disk_is_waited_for(queue, settings, monkeypatch):
+    """As often as it takes, without another try at the job."""
+    put, refused = Storage.put, []
+
+    async def full(self, path, data):
+        if len(refused) > settings.max_attempts:
+            await put(self, path, data)
+        else:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    await submit(queue, settings, "job")
+    monkeypatch.setattr(Storage, "put", full)
+    monkeypatch.setattr("service.worker.RETRY_SECONDS", 0.05)
+    async with working(settings):
+        assert (await end(queue, "job")).status == "succeeded"
+    assert stored(settings) == ["jobs/job/1/cameras.json"]
+    assert len(refused) == settings.max_attempts + 1
 
 
 async def test_a_photo_that_rots_fails_the_job(queue, settings):
@@ -362,6 +383,24 @@ async def test_expired_jobs_leave_no_files(queue, settings):
 
         await until(swept, 10)
     assert await queue.document("brief") is None
+
+
+async def test_photos_that_a_dying_worker_left_are_swept(queue, settings):
+    """Killed between a job's end and the removal of its photos."""
+    for job in ("done", "waiting"):
+        await submit(queue, settings, job, model="none" if job == "waiting" else "fake")
+    reader = connect(settings.queue_url, blocking=True)
+    await queue.join()
+    ((entry, job),) = await queue.read(reader, "dead", 1, 100)
+    await reader.aclose()
+    await queue.take(entry, job, "dead")
+    assert await queue.finish(job, "dead", 1, "canceled", {})
+    for path in stored(settings):
+        os.utime(settings.data_dir / path, (1, 1))
+    worker = Worker(settings, FakeCatalogue())
+    await worker._sweep()
+    assert stored(settings) == ["uploads/waiting/0", "uploads/waiting/1"]
+    await worker._leave()
 
 
 async def test_the_queue_may_go_and_come_back(queue, settings, server):
