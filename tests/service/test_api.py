@@ -22,7 +22,7 @@ from service.cli import openapi_text
 from service.jobs import Queue
 from service.storage import Storage
 from service.uploads import FIELDS, FILES
-from tests.service.support import SMALL, ended, form, jpeg, serving, stored, working
+from tests.service.support import SMALL, ended, form, jpeg, serving, settled, stored, working
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -249,7 +249,7 @@ async def test_a_failed_job_says_why_and_the_worker_goes_on(api, settings):
         assert "passwd" not in json.dumps(document)
         assert is_problem(await api.get(f"/jobs/{jobs[name]}/files/all.zip"), 404, "unknown-file")
     assert (await ended(api, await post(api)))["status"] == "succeeded"
-    assert not [path for path in stored(settings) if path.startswith("uploads")]
+    assert not [path for path in await settled(settings) if path.startswith("uploads")]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ async def test_the_same_request_makes_one_job(api, settings):
     assert without.json()["id"] != first.json()["id"]
     for job in (first, without):
         await ended(api, job.json()["id"])
-    assert not [path for path in stored(settings) if path.startswith("uploads")]
+    assert not [path for path in await settled(settings) if path.startswith("uploads")]
 
 
 async def test_a_full_queue_is_429_before_the_body_is_read(settings):
