@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from export.contract import ArtifactError, Description, words
 from export.engine import EngineError, Record, ensure_engine, read_record
 from model.types import ModelInfo
-from service.jobs import Queue
+from service.jobs import Queue, end_task
 from service.schemas import BuildingDocument
 
 log = structlog.get_logger()
@@ -148,8 +148,8 @@ class Workshop:
             why = building.result()
         finally:
             for task in (renewing, building):
-                task.cancel()
-            await asyncio.gather(renewing, building, return_exceptions=True)
+                with contextlib.suppress(Exception):  # it has been raised already
+                    await end_task(task)
             self.building = None
             with contextlib.suppress(RedisError, OSError):  # it runs out
                 await self._queue.let_go(lock, self._worker)

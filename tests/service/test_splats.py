@@ -124,7 +124,9 @@ def test_without_a_server_the_same_happens(skilled: None, scene: Splatted, tmp_p
         paths[-1].write_bytes(jpeg(index, SIZES[index % 3]))
     stages: list[str] = []
     options = {"outputs": ["scene.splat", "cameras.json"]}
-    outcome = local.reconstruct(paths[:2], settings, "noposplat-tiny", None, options, lambda stage, _: stages.append(stage))
+    outcome = local.reconstruct(
+        paths[:2], settings, "noposplat-tiny", None, options, lambda stage, _: stages.append(stage)
+    )
     assert set(outcome.files) == set(options["outputs"])
     assert all(view["placed"] for view in outcome.views)
     assert {"forward", "poses"} <= set(stages)

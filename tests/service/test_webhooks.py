@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from service import webhooks
 from service.cli import app as command_line
 from service.errors import Problem
-from service.jobs import OUTBOX, Queue, connect
+from service.jobs import OUTBOX, Queue, connect, end_task
 from service.schemas import Options
 from service.storage import Storage
 from service.webhooks import Webhooks, signing_secret
@@ -94,8 +94,7 @@ async def sending(settings, queue, **parts) -> AsyncIterator[Webhooks]:
     sender = Webhooks(settings, queue, Storage(settings.data_dir), **parts)
     task = asyncio.create_task(sender.run())
     yield sender
-    task.cancel()
-    await asyncio.wait([task])
+    await end_task(task)
 
 
 def signed(headers: dict[str, str], body: bytes, secret: str) -> bool:
