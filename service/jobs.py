@@ -725,7 +725,7 @@ def _webhook(record: Mapping[str, str]) -> dict[str, Any] | None:
     }
 
 
-async def end_task(task: asyncio.Task[None]) -> None:
+async def end_task(task: asyncio.Task[Any]) -> None:
     """Cancel a task until it ends: Python 3.11's `wait_for`, which redis-py sends with, drops a cancellation that comes
     together with what it waits for, and a loop would go on for ever."""
     while not task.done():
