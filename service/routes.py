@@ -77,8 +77,8 @@ class Backend:
     """One for each photo that may be looked at at the same time."""
     receiving: Counter[str] = field(default_factory=Counter)
     """Jobs whose photos are being received, by API key."""
-    bodies: int = 0
-    """Bodies that are being received, of jobs and of resumable uploads."""
+    bodies: Counter[str] = field(default_factory=Counter)
+    """Bodies that are being received, of jobs and of resumable uploads, by API key."""
 
     async def models(self) -> list[ModelDocument]:
         """What the living workers serve; without one, what is installed here. Exactly one is the default."""
@@ -124,7 +124,7 @@ class Backend:
                 held = await self.queue.held(caller.key)
                 if held + self.receiving[caller.key] >= self.settings.jobs_per_key:
                     raise too_many_jobs(self.settings)
-        async with self.receive():
+        async with self.receive(caller):
             self.receiving[caller.key] += 1
             try:
                 yield
@@ -132,19 +132,21 @@ class Backend:
                 self.receiving[caller.key] -= 1
 
     @asynccontextmanager
-    async def receive(self) -> AsyncIterator[None]:
-        """Room for one more body. Raises Problem 429 or 507 where there is none."""
+    async def receive(self, caller: Caller) -> AsyncIterator[None]:
+        """Room for one more body of the caller. Raises Problem 429 or 507 where there is none."""
         if not await asyncio.to_thread(has_room, self.settings):
             raise disk_full()
-        if self.bodies >= self.settings.max_uploads:
+        most = self.settings.max_uploads
+        # No key can take all places: however slowly it fills them, others go on.
+        if self.bodies.total() >= most or (caller.key and self.bodies[caller.key] >= math.ceil(most / 2)):
             raise Problem(
                 429, "too-many-uploads", "Too many uploads are running.", "Try again in a moment.", retry_after=2
             )
-        self.bodies += 1
+        self.bodies[caller.key] += 1
         try:
             yield
         finally:
-            self.bodies -= 1
+            self.bodies[caller.key] -= 1
 
 
 def _state(worker: WorkerDocument) -> str:

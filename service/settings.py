@@ -45,6 +45,7 @@ class Settings(BaseSettings):
 
     queue_limit: int = Field(256, ge=1, description="Jobs waiting or running, at most; more are answered 429.")
     max_uploads: int = Field(64, ge=1, description="Uploads received at the same time by one API process, at most.")
+    upload_seconds: float = Field(1_800.0, gt=0, description="Time for a request's body to arrive.")
     max_photos: int = Field(64, ge=2, description="Photos a job, at most.")
     max_body_bytes: int = Field(1 << 30, ge=1, description="Bytes of one request, at most.")
     max_file_bytes: int = Field(64 << 20, ge=1, description="Bytes of one photo, at most.")

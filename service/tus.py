@@ -3,7 +3,6 @@ extensions below. What has arrived whole is named in the field `uploads` of `POS
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -21,6 +20,7 @@ from service.access import Caller, TheCaller
 from service.errors import Problem, draining
 from service.incoming import Upload
 from service.routes import PROBLEMS, Backend, TheBackend
+from service.uploads import body
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,expiration,termination,checksum"
@@ -30,8 +30,6 @@ PART_BYTES = 2 << 20
 """What a request holds in memory before it is stored."""
 PART_SECONDS = 5.0
 """What has arrived is stored so often, so that an interruption costs a slow client no more."""
-STALL_SECONDS = 20.0
-"""A body that brings nothing for so long is given up."""
 METADATA_BYTES = 2048
 CHECKSUM_MISMATCH = 460
 
@@ -180,7 +178,7 @@ async def _receive(
 ) -> Upload:
     """Append the request's body. What came of one that was cut off counts, unless a checksum was to cover it whole."""
     wanted, digest = _digest(checksum)
-    async with backend.receive(), backend.incoming.appending(upload.id) as appender:
+    async with backend.receive(caller), backend.incoming.appending(upload.id) as appender:
         upload = await upload_record(upload.id, backend, caller)  # as it is now that nobody else appends
         if offset is not None and offset != upload.offset:
             raise Problem(
@@ -216,18 +214,17 @@ async def _receive(
 
 async def _parts(request: Request, backend: Backend) -> AsyncIterator[bytes]:
     """The body in parts, by size and by time. Raises Problem where it was cut off, once what came of it was taken."""
-    stream, buffer, began = request.stream(), bytearray(), time.monotonic()
+    stream, buffer, began = body(request, backend.settings), bytearray(), time.monotonic()
     cut: Problem | None = None
     while cut is None:
         try:
-            async with asyncio.timeout(STALL_SECONDS):
-                buffer += await anext(stream)
+            buffer += await anext(stream)
         except StopAsyncIteration:
             break
         except ClientDisconnect:
             cut = Problem(400, "upload-interrupted", "The connection was closed during the upload.")
-        except TimeoutError:
-            cut = Problem(408, "upload-stalled", f"Nothing arrived for {STALL_SECONDS:g} s.", "Go on when you can.")
+        except Problem as problem:
+            cut = problem
         if backend.watcher.stopping:
             cut = draining()
         if len(buffer) >= PART_BYTES or (buffer and time.monotonic() - began >= PART_SECONDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ WAYS = (*FILES, "uploads", "image_urls")
 MOST_FIELDS = 32
 """Parts of a form beside its photos."""
 FIELD_BYTES = 4096
+STALL_SECONDS = 20.0
+"""A body that brings nothing for so long is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class _Parser(MultiPartParser):
     """Starlette's parser, with limits on each photo and on their number."""
 
     def __init__(self, request: Request, settings: Settings) -> None:
-        super().__init__(request.headers, _limited(request, settings.max_body_bytes), max_part_size=FIELD_BYTES)
+        super().__init__(request.headers, _limited(request, settings), max_part_size=FIELD_BYTES)
         self._most_bytes = settings.max_file_bytes
         self._whole_body = False
         """Whether the part may fill the body: an archive's photos are measured when it is opened."""
@@ -254,8 +257,26 @@ def _look(source: images.Source, max_pixels: int) -> tuple[images.Photo, bytes, 
     return images.inspect(source.name, data, max_pixels=max_pixels), data, hashlib.sha256(data).hexdigest()
 
 
-async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The body, as it comes, up to the limit."""
+async def body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    """The body, as it comes. Problem 408 where nothing comes for long, or it takes too long: others want the place."""
+    stream, ends = request.stream(), time.monotonic() + settings.upload_seconds
+    while True:
+        left = ends - time.monotonic()
+        try:
+            async with asyncio.timeout(min(STALL_SECONDS, left)):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            why = "Nothing arrived for too long." if left > STALL_SECONDS else "The upload took too long."
+            advice = "On a slow network send resumable uploads: they go on where they stopped."
+            raise Problem(408, "upload-stalled", why, advice) from error
+        yield chunk
+
+
+async def _limited(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    """The body, up to the limit."""
+    most = settings.max_body_bytes
     too_large = Problem(
         413, "body-too-large", f"The request is larger than {_size(most)}.", "Send fewer photos, or smaller ones."
     )
@@ -263,7 +284,7 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     if length.isdigit() and int(length) > most:
         raise too_large
     received = 0
-    async for chunk in request.stream():
+    async for chunk in body(request, settings):
         received += len(chunk)
         if received > most:
             raise too_large

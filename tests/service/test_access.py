@@ -350,6 +350,27 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_back(alone, ring, 
         assert (await faster.get("/models", headers=bearer(alice))).status_code == 200, "time gives requests back"
 
 
+async def test_slow_uploads_of_one_key_hold_up_no_other(alone, ring, alice, bob):
+    go_on = asyncio.Event()
+
+    async def slow():
+        yield b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+        await go_on.wait()
+        yield b"geometry\r\n--b--\r\n"
+
+    headers = bearer(alice) | {"Content-Type": "multipart/form-data; boundary=b"}
+    async with serving(alone.model_copy(update={"max_uploads": 2})) as client:
+        held = asyncio.create_task(client.post("/reconstruct", content=slow(), headers=headers))
+        while not client.app.state.backend.bodies.total():
+            await asyncio.sleep(0.01)
+        second = await client.post("/reconstruct", files=form(), data=QUEUED, headers=bearer(alice))
+        assert refused(second, 429, "too-many-uploads")
+        await post(client, bob, **QUEUED)
+        go_on.set()
+        assert (await held).status_code == 422
+        await post(client, alice, **QUEUED)
+
+
 async def test_wrong_keys_of_one_address_are_bounded_and_lock_nobody_out(alone, ring, alice):
     async with serving(alone) as client:
         wrong = bearer(alice[:16] + "0" * 64)

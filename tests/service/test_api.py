@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service import uploads
 from service.cli import openapi_text
 from service.jobs import Queue
 from service.storage import Storage
@@ -390,6 +391,30 @@ async def test_a_full_queue_is_429_before_the_body_is_read(settings):
             for path in sorted((few.data_dir / "uploads").glob("*/0"), key=lambda path: path.stat().st_mtime_ns)
         ]
         assert position == [0, 1]
+
+
+async def test_a_body_that_does_not_come_gives_its_place_back(settings, monkeypatch):
+    """Nothing for long, or a little for ever."""
+
+    async def drops(pause):
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+        while True:
+            await asyncio.sleep(pause)
+            yield b"x"
+
+    one = settings.model_copy(update={"max_uploads": 1, "require_worker": False})
+    chunked = MULTIPART | {"Transfer-Encoding": "chunked"}
+    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.5)
+    async with serving(one) as client:
+        text, _ = await trickle(client, chunked, drops(2))
+        assert "408" in text.splitlines()[0]
+        assert "Nothing arrived" in text
+        assert (await client.post("/reconstruct", files=form(), data=SMALL)).status_code == 202
+    async with serving(one.model_copy(update={"upload_seconds": 0.4})) as client:
+        text, _ = await trickle(client, chunked, drops(0.05))
+        assert "408" in text.splitlines()[0]
+        assert "took too long" in text
+    assert len({path.split("/")[1] for path in stored(settings)}) == 1
 
 
 async def test_uploads_are_bounded(settings):

@@ -8,7 +8,7 @@ import os
 import httpx
 import pytest
 
-from service import incoming, keys, tus
+from service import incoming, keys, uploads
 from service.incoming import Incoming
 from service.keys import Keys
 from service.storage import Storage
@@ -110,7 +110,7 @@ async def test_an_interrupted_body_counts_as_far_as_it_came(client, settings):
 
 
 async def test_a_stalled_body_lets_others_go_on(client, monkeypatch):
-    monkeypatch.setattr(tus, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.3)
     url = await create(client, 10)
     go_on = asyncio.Event()
 
