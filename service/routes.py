@@ -280,10 +280,12 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
         form = await uploads.read_form(request, backend.settings)
         stack.push_async_callback(form.close)
         wish = uploads.read_fields(form)
-        if idempotency_key is not None and wish.uploads:  # which are used up, if this request is a second try
+        fingerprint = ""
+        if idempotency_key is not None:
+            fingerprint = await asyncio.to_thread(wish.fingerprint)
             made = await backend.queue.made(idempotency_key, caller.key)
             if made is not None:
-                if made[1] != wish.fingerprint():
+                if made[1] != fingerprint:
                     raise idempotency_conflict()
                 return made[0]
         if wish.webhook:
@@ -294,18 +296,16 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
             photos = await backend.intake.photos(wish, caller.key, model.max_views, stack)
             uploads.check_count(len(photos), wish.options, backend.settings)
             check_views(model, len(photos), models)
-            order = await uploads.store(
-                job, model.name, wish.options, photos, backend.settings, backend.storage, backend.places, wish.webhook
-            )
+            stored = await uploads.store(job, photos, backend.settings, backend.storage, backend.places)
             kept = True  # from here on the job may be queued, whatever breaks: photos of none are swept
             verdict, found = await backend.queue.enqueue(
                 job,
-                order.model,
-                order.options,
-                order.photos,
+                model.name,
+                wish.options,
+                stored,
                 key=caller.key,
                 idempotency_key=idempotency_key,
-                fingerprint=wish.fingerprint() if wish.uploads else order.fingerprint,
+                fingerprint=fingerprint,
                 request=request.state.request_id,
                 traceparent=request.state.traceparent,
                 webhook=wish.webhook,
@@ -322,8 +322,8 @@ async def _accept(request: Request, backend: Backend, caller: Caller, idempotenc
         raise idempotency_conflict()
     structlog.contextvars.bind_contextvars(job=found)
     if kept:
-        backend.metrics.accepted.labels(order.model).inc()
-        log.info("job accepted", model=order.model, photos=len(order.photos))
+        backend.metrics.accepted.labels(model.name).inc()
+        log.info("job accepted", model=model.name, photos=len(stored))
         with suppress(RedisError, OSError):  # the job is accepted: what stays is swept
             for upload in wish.uploads:
                 await backend.incoming.remove(upload)

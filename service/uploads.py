@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -51,20 +52,12 @@ class Wish:
     """Address that is told of the job's end."""
 
     def fingerprint(self) -> str:
-        """The same for the same request; of one that names uploads, which do not change once they are complete."""
-        description = [self.model, self.options.model_dump(mode="json"), self.uploads, self.frames, self.webhook]
-        return hashlib.sha256(json.dumps(description).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What was asked for, with the photos in storage."""
-
-    model: str
-    options: Options
-    photos: list[dict[str, object]]
-    fingerprint: str
-    """The same for the same request, whatever its multipart boundary."""
+        """The same for the same request, whatever its multipart boundary, and whatever is served by now. Reads its
+        files."""
+        files = [file for file in (*self.images, self.archive, self.video) if file is not None]
+        sent = [(file.filename, _digest(file.file)) for file in files]
+        asked = [self.model, self.options.model_dump(mode="json"), self.uploads, self.urls, self.frames, self.webhook]
+        return hashlib.sha256(json.dumps([sent, asked]).encode()).hexdigest()
 
 
 class _Parser(MultiPartParser):
@@ -217,44 +210,42 @@ def check_count(photos: int, options: Options, settings: Settings) -> None:
 
 
 async def store(
-    job: str,
-    model: str,
-    options: Options,
-    photos: list[images.Source],
-    settings: Settings,
-    storage: Storage,
-    places: asyncio.Semaphore,
-    webhook: str = "",
-) -> Order:
-    """Check every photo, off the event loop, and put it into storage. Raises the Problem of the first that is not fit.
+    job: str, photos: list[images.Source], settings: Settings, storage: Storage, places: asyncio.Semaphore
+) -> list[dict[str, object]]:
+    """Check every photo, off the event loop, and put it into storage; what its job says of each. Raises the Problem of
+    the first that is not fit.
 
     `places` bounds how many photos are decoded, and in memory, at a time.
     """
 
-    async def keep(index: int, source: images.Source) -> tuple[images.Photo, str]:
+    async def keep(index: int, source: images.Source) -> images.Photo:
         async with places:
-            photo, data, digest = await asyncio.to_thread(_look, source, settings.max_pixels)
+            photo, data = await asyncio.to_thread(_look, source, settings.max_pixels)
             await storage.put(upload_path(job, index), data)
-            return photo, digest
+            return photo
 
     answers = await asyncio.gather(*(keep(i, source) for i, source in enumerate(photos)), return_exceptions=True)
-    kept: list[tuple[images.Photo, str]] = []
+    kept = []
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
-        kept.append(answer)
-    description = [model, options.model_dump(mode="json"), [(photo.name, digest) for photo, digest in kept], webhook]
-    return Order(
-        model,
-        options,
-        [{"name": photo.name, "width": photo.width, "height": photo.height} for photo, _ in kept],
-        hashlib.sha256(json.dumps(description).encode()).hexdigest(),
-    )
+        kept.append({"name": answer.name, "width": answer.width, "height": answer.height})
+    return kept
 
 
-def _look(source: images.Source, max_pixels: int) -> tuple[images.Photo, bytes, str]:
+def _look(source: images.Source, max_pixels: int) -> tuple[images.Photo, bytes]:
     data = source.read()
-    return images.inspect(source.name, data, max_pixels=max_pixels), data, hashlib.sha256(data).hexdigest()
+    return images.inspect(source.name, data, max_pixels=max_pixels), data
+
+
+def _digest(file: BinaryIO) -> str:
+    """SHA-256 of a file, which is left at its beginning."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 async def body(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:

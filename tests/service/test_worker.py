@@ -19,7 +19,7 @@ from service.schemas import Options
 from service.storage import Storage, upload_path
 from service.worker import Flight, Stopped, Worker
 from tests.service.fake_model import FakeCatalogue, FakeModel
-from tests.service.support import jpeg, stored, working
+from tests.service.support import jpeg, settled, stored, working
 
 OPTIONS = Options(outputs=("cameras.json",))
 
@@ -467,7 +467,7 @@ async def test_a_killed_workers_jobs_end_exactly_once(queue, settings, spawn, ra
     assert raw.xpending(STREAM, GROUP)["pending"] == 0
     for job in jobs:
         wanted = [f"jobs/{job}/{await queue.attempt(job)}/cameras.json"] if documents[job].files else []
-        assert [path for path in stored(settings) if f"/{job}/" in path] == wanted
+        assert [path for path in await settled(settings) if f"/{job}/" in path] == wanted
 
 
 def test_progress_never_goes_back_and_ends_where_it_should():
