@@ -9,7 +9,7 @@ import zipfile
 from pathlib import PurePosixPath
 from typing import IO, cast
 
-from service.errors import Problem
+from service.errors import Problem, mebibytes
 from service.images import Source, display_name
 from service.settings import Settings
 
@@ -137,14 +137,14 @@ def _check_sizes(entries: list[zipfile.ZipInfo], settings: Settings) -> None:
             raise Problem(
                 413,
                 "file-too-large",
-                f"{display_name(entry.filename)} has more than {settings.max_file_bytes / (1 << 20):.4g} MiB.",
+                f"{display_name(entry.filename)} has more than {mebibytes(settings.max_file_bytes)}.",
                 "Send the photo at a lower resolution, or as JPEG.",
             )
     if sum(entry.file_size for entry in entries) > settings.max_body_bytes:
         raise Problem(
             413,
             "archive-too-large",
-            f"The archive unpacks to more than {settings.max_body_bytes / (1 << 20):.4g} MiB.",
+            f"The archive unpacks to more than {mebibytes(settings.max_body_bytes)}.",
             "Send fewer photos, or smaller ones.",
         )
 

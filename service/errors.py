@@ -57,3 +57,8 @@ def disk_full() -> Problem:
 
 def draining() -> Problem:
     return Problem(503, "draining", "This server is stopping and takes no new jobs.", "Try again soon.", retry_after=5)
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes, as sentences have it."""
+    return f"{count / (1 << 20):.4g} MiB"

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from service.errors import Problem
+from service.errors import Problem, mebibytes
 from service.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -164,7 +164,7 @@ class Fetcher:
             left[0] -= len(chunk)
             if received > self._settings.max_file_bytes or left[0] < 0:
                 most = self._settings.max_file_bytes if left[0] >= 0 else self._settings.max_body_bytes
-                raise Problem(413, "file-too-large", f"{what} has more than {most / (1 << 20):.4g} MiB.")
+                raise Problem(413, "file-too-large", f"{what} has more than {mebibytes(most)}.")
             await asyncio.to_thread(file.write, chunk)
 
 

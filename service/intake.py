@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 from service import archive, video
-from service.errors import Problem
+from service.errors import Problem, mebibytes
 from service.fetch import Fetcher
 from service.images import Source
 from service.incoming import Incoming, Upload
@@ -86,7 +86,7 @@ class Intake:
                 raise Problem(
                     413,
                     "file-too-large",
-                    f"The photo of upload {upload.id} is larger than {most_bytes / (1 << 20):.4g} MiB.",
+                    f"The photo of upload {upload.id} is larger than {mebibytes(most_bytes)}.",
                     "Send the photo at a lower resolution, or as JPEG.",
                 )
         return [_source(upload.name, file) for upload, file in zip(uploads, files, strict=True)]
@@ -132,7 +132,7 @@ async def _found(ids: tuple[str, ...], key: str, settings: Settings, incoming: I
         raise Problem(
             413,
             "body-too-large",
-            f"The uploads are together larger than {settings.max_body_bytes / (1 << 20):.4g} MiB.",
+            f"The uploads are together larger than {mebibytes(settings.max_body_bytes)}.",
             "Send fewer photos, or smaller ones.",
         )
     return found

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from service.access import Caller, TheCaller
-from service.errors import Problem, draining
+from service.errors import Problem, draining, mebibytes
 from service.incoming import Upload
 from service.routes import PROBLEMS, Backend, TheBackend
 from service.uploads import body
@@ -106,7 +106,7 @@ async def create_upload(
     """Begin an upload, with its first bytes or without."""
     most = backend.settings.max_body_bytes
     if upload_length > most:
-        raise Problem(413, "file-too-large", f"Uploads have at most {most / (1 << 20):.4g} MiB.")
+        raise Problem(413, "file-too-large", f"Uploads have at most {mebibytes(most)}.")
     if not re.fullmatch(r"[!-+\--~]+( [A-Za-z0-9+/]*={0,2})?(,[!-+\--~]+( [A-Za-z0-9+/]*={0,2})?)*|", upload_metadata):
         raise Problem(400, "invalid-metadata", "Upload-Metadata is no list of keys and base64 values.")
     if len(upload_metadata) > METADATA_BYTES:

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from service import images
-from service.errors import Problem
+from service.errors import Problem, mebibytes
 from service.schemas import OUTPUTS, Options
 from service.settings import Settings
 from service.storage import Storage, upload_path
@@ -88,7 +88,7 @@ class _Parser(MultiPartParser):
             raise Problem(
                 413,
                 "file-too-large",
-                f"Part {self._parts} of the form is larger than {_size(self._most_bytes)}.",
+                f"Part {self._parts} of the form is larger than {mebibytes(self._most_bytes)}.",
                 "Send the photo at a lower resolution, or as JPEG.",
             )
         super().on_part_data(data, start, end)
@@ -269,7 +269,7 @@ async def _limited(request: Request, settings: Settings) -> AsyncGenerator[bytes
     """The body, up to the limit."""
     most = settings.max_body_bytes
     too_large = Problem(
-        413, "body-too-large", f"The request is larger than {_size(most)}.", "Send fewer photos, or smaller ones."
+        413, "body-too-large", f"The request is larger than {mebibytes(most)}.", "Send fewer photos, or smaller ones."
     )
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -280,7 +280,3 @@ async def _limited(request: Request, settings: Settings) -> AsyncGenerator[bytes
         if received > most:
             raise too_large
         yield chunk
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 20):.4g} MiB"

@@ -15,6 +15,7 @@ import pytest
 import redis
 import structlog
 
+from service.jobs import Queue
 from service.settings import Settings
 from tests.service.support import Server, as_environment, serving, working
 
@@ -55,6 +56,13 @@ def settings(server: Server, tmp_path: Path) -> Settings:
         max_file_bytes=1 << 20,
         max_body_bytes=4 << 20,
     )
+
+
+@pytest.fixture
+async def queue(settings: Settings) -> AsyncIterator[Queue]:
+    queue = Queue(settings)
+    yield queue
+    await queue.close()
 
 
 @pytest.fixture

@@ -74,13 +74,6 @@ async def worker_of(settings, catalogue):
 
 
 @pytest.fixture
-async def queue(settings):
-    queue = Queue(settings)
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
 def folder(settings):
     return settings.engines_dir
 

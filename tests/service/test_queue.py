@@ -13,11 +13,9 @@ PHOTOS = [{"name": "a.jpg", "width": 4, "height": 3}, {"name": "b.jpg", "width":
 
 
 @pytest.fixture
-async def queue(settings):
-    queue = Queue(settings)
+async def queue(queue):
     await queue.join()
-    yield queue
-    await queue.close()
+    return queue
 
 
 @pytest.fixture

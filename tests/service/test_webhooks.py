@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -38,6 +39,7 @@ class Receiver:
         self.headers = headers
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.url = ""
+        self.connections: list[asyncio.StreamWriter] = []
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -48,6 +50,7 @@ class Receiver:
         writer.write(f"HTTP/1.1 {status} Fine\r\n{self.headers}Content-Length: 0\r\n\r\n".encode())
         await writer.drain()
         writer.close()
+        self.connections.append(writer)
 
 
 @asynccontextmanager
@@ -57,6 +60,9 @@ async def receiving(*statuses: int, headers: str = "") -> AsyncIterator[Receiver
     receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook?token=private"
     async with server:
         yield receiver
+    for connection in receiver.connections:  # else some are open yet when the loop ends
+        with contextlib.suppress(OSError):
+            await connection.wait_closed()
 
 
 @pytest.fixture
@@ -67,11 +73,9 @@ def settings(settings, monkeypatch):
 
 
 @pytest.fixture
-async def queue(settings):
-    queue = Queue(settings)
+async def queue(queue):
     await queue.join()
-    yield queue
-    await queue.close()
+    return queue
 
 
 async def add(queue: Queue, job: str, url: str) -> None:

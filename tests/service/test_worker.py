@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from service import machine
-from service.jobs import GROUP, STREAM, Queue, connect
+from service.jobs import GROUP, STREAM, connect
 from service.schemas import Options
 from service.storage import Storage, upload_path
 from service.worker import Flight, Stopped, Worker
@@ -22,13 +22,6 @@ from tests.service.fake_model import FakeCatalogue, FakeModel
 from tests.service.support import jpeg, settled, stored, working
 
 OPTIONS = Options(outputs=("cameras.json",))
-
-
-@pytest.fixture
-async def queue(settings):
-    queue = Queue(settings)
-    yield queue
-    await queue.close()
 
 
 @pytest.fixture
