@@ -1,0 +1,2 @@
+import "./element";
+import "./page.css";
