@@ -28,8 +28,14 @@ export class SceneView extends EventTarget {
     throw new NoWebGL("not yet");
   }
 
-  /** Read cameras and photos, then show the best representation that the job has. */
-  async open(_job: JobDocument, _address: string, _onProgress: (share: number) => void, _signal: AbortSignal): Promise<Shown> {
+  /** Read cameras and photos, then show the wanted representation, or the best that the job has. */
+  async open(
+    _job: JobDocument,
+    _address: string,
+    _onProgress: (share: number) => void,
+    _signal: AbortSignal,
+    _wanted?: Representation,
+  ): Promise<Shown> {
     throw new Error("not yet");
   }
 
