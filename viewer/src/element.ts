@@ -4,7 +4,7 @@
  * Attributes: `src`, the address of a job, or of a job's document in a file; `representation` (`gaussians`, `points`,
  * `mesh`), `background` (`auto`, `light`, `dark`, `black` or a CSS colour), `controls` (`full`, `none`), `autoload`
  * (`false`: a picture with a play button first). Events: `load` (detail: what is shown), `progress` (detail: the job's
- * `status`, `stage` and `share`, 0 to 1), `error` (detail: a Problem). docs/embed.md tells more.
+ * `status`, `stage` and `share`, 0 to 1), `error` (detail: a Problem). Slot: `corner`. docs/embed.md tells more.
  */
 
 import { absolute, ended, type JobDocument, Problem, readJob, unreachable, watch } from "./api";
@@ -64,7 +64,7 @@ export class SceneliftViewer extends HTMLElement {
     root.adoptedStyleSheets = [sheet];
     this.panels.settings.fill(...this.settings.content);
     const panels = Object.values(this.panels).map((panel) => panel.element);
-    this.stage.append(this.curtain.element, h("div", { class: "grid" }, this.chip, ...panels, this.deck));
+    this.stage.append(this.curtain.element, h("div", { class: "grid" }, h("slot", { name: "corner" }), this.chip, ...panels, this.deck));
     root.append(this.stage, this.voice, this.help);
     root.addEventListener("keydown", (event) => this.key(event as KeyboardEvent));
     root.addEventListener("pointerdown", (event) => {
@@ -424,7 +424,7 @@ export class SceneliftViewer extends HTMLElement {
     this.internals.states.delete(this.current);
     this.internals.states.add(state);
     this.current = state;
-    this.toolbar.ready = state === "ready";
+    this.toolbar.scene = state === "ready" ? "drawn" : state === "still" ? "none" : "awaited";
     this.toolbar.element.hidden = !["loading", "ready", "still"].includes(state);
     this.filmstrip.element.hidden = state !== "ready" || !this.switches.photos;
     for (const name of ["photos", "walk", "frusta", "measure"] as const) this.toolbar.mark(name, this.switches[name]);
@@ -457,8 +457,14 @@ function unfinished(job: JobDocument): Problem {
   return new Problem(0, "canceled", "This scene was cancelled.", "Send the photos again to make it.");
 }
 
+/** What to tell of an error to those who only came to look. */
 function problem(error: unknown): Problem {
-  if (error instanceof Problem) return error;
+  if (error instanceof Problem) {
+    const { status, kind } = error;
+    if (status === 401) return new Problem(status, kind, error.message, "Ask for a new link to this scene.");
+    if (status === 404) return new Problem(status, kind, "This scene is not here.", "Scenes are removed some time after they are made.");
+    return error;
+  }
   return new Problem(0, "unreadable", "The scene cannot be shown.", "Try again, or reload the page.");
 }
 

@@ -11,7 +11,7 @@ import "./view.css";
 
 const JOB_ID = /^[\w-]{22}$/;
 
-const viewer = document.createElement("scenelift-viewer") as SceneliftViewer;
+const viewer = document.querySelector<SceneliftViewer>("scenelift-viewer")!;
 
 function address(): string {
   const id = location.pathname.split("/").filter(Boolean).at(-1) ?? "";
@@ -32,4 +32,3 @@ addEventListener("hashchange", () => (viewer.src = address()));
 // In a frame the start page would not open: it may not be framed.
 if (window.top !== window) document.querySelector("h1 a")?.setAttribute("target", "_blank");
 viewer.src = address();
-document.body.append(viewer);

@@ -53,7 +53,7 @@ function facts(job: JobDocument, shown: Shown | null): HTMLElement {
   if (job.expires_at) {
     fact("Kept until", new Date(job.expires_at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }));
   }
-  fact("Lengths", "In the scene's own units: photos alone do not tell real size");
+  list.append(h("dt", {}, "Lengths"), h("dd", { class: "quiet" }, "in units of its own: photos alone do not tell real size"));
   return list;
 }
 

@@ -82,10 +82,14 @@ export class Toolbar {
     );
   }
 
-  /** Whether a scene is drawn: without it most tools have nothing to do. */
-  set ready(ready: boolean) {
-    for (const [tool, button] of this.buttons) button.disabled = !ready && !ALWAYS.includes(tool);
-    if (!ready) this.choice.hidden = true;
+  /** Without a scene most tools have nothing to do: they wait for it, or are not there. */
+  set scene(scene: "drawn" | "awaited" | "none") {
+    for (const [tool, button] of this.buttons) {
+      button.disabled = scene !== "drawn" && !ALWAYS.includes(tool);
+      button.hidden = scene === "none" && button.disabled;
+    }
+    if (scene !== "drawn") this.choice.hidden = true;
+    this.element.classList.toggle("few", scene === "none");
   }
 
   /** Whether a switch is on, or a panel open. */
