@@ -8,7 +8,8 @@
  */
 
 import { absolute, ended, type JobDocument, Problem, readJob, unreachable, watch } from "./api";
-import { about, described, doubtful } from "./element/about";
+import { About, doubtful } from "./element/about";
+import { Chip } from "./element/chip";
 import { Curtain } from "./element/curtain";
 import { h } from "./element/dom";
 import { downloads } from "./element/downloads";
@@ -17,13 +18,16 @@ import { Panel } from "./element/panel";
 import { BACKGROUNDS, Settings } from "./element/settings";
 import css from "./element/style.css?inline";
 import { type PanelName, type Switch, type Tool, Toolbar } from "./element/toolbar";
-import { distance, percent, REPRESENTATIONS, stage } from "./element/words";
+import { percent, REPRESENTATIONS, stage } from "./element/words";
 import type { Representation, SceneView, Shown } from "./scene/view";
 
 /** `still`: there is no 3D here, and a picture must do. */
 export type State = "empty" | "idle" | "fetching" | "working" | "loading" | "ready" | "failed" | "still";
 
 const NO_3D = "This browser cannot draw in 3D, so here is a picture. The files can be downloaded all the same.";
+const GONE_3D = "This device has stopped drawing in 3D, so here is a picture. Reload the page to try again.";
+/** Milliseconds in which a device that has taken its graphics away gives them back, if it does. */
+const PATIENCE = 5_000;
 const FOOTING = "Walking: arrow keys or W A S D to move, drag to look around.";
 
 export class SceneliftViewer extends HTMLElement {
@@ -41,12 +45,13 @@ export class SceneliftViewer extends HTMLElement {
     info: new Panel("About this scene", () => this.close()),
   };
   private readonly switches: Record<Switch, boolean> = { photos: true, walk: false, frusta: true, measure: false, fullscreen: false };
-  private readonly chip = h("p", { class: "chip", part: "chip" });
+  private readonly chip = new Chip((opacity) => this.view && (this.view.photoOpacity = this.opacity = opacity));
+  private opacity = 0;
   private readonly voice = h("p", { class: "unseen", role: "status", "aria-live": "polite" });
   private readonly help = h(
     "p",
     { class: "unseen", id: "help" },
-    "Arrow keys turn the scene or walk. H: first view. Brackets: previous and next photo. M: measure. F: full screen.",
+    "Arrow keys turn the scene or walk. H: first view. Comma and full stop: previous and next photo. M: measure. F: full screen.",
   );
   private readonly deck = h("div", { class: "deck" }, this.filmstrip.element, this.toolbar.element);
 
@@ -54,6 +59,8 @@ export class SceneliftViewer extends HTMLElement {
   private view: SceneView | null = null;
   private running = new AbortController();
   private opened: { job: JobDocument; shown: Shown | null } | null = null;
+  private about: About | null = null;
+  private patience: ReturnType<typeof setTimeout> | undefined;
   private current: State = "empty";
 
   constructor() {
@@ -64,7 +71,7 @@ export class SceneliftViewer extends HTMLElement {
     root.adoptedStyleSheets = [sheet];
     this.panels.settings.fill(...this.settings.content);
     const panels = Object.values(this.panels).map((panel) => panel.element);
-    this.stage.append(this.curtain.element, h("div", { class: "grid" }, h("slot", { name: "corner" }), this.chip, ...panels, this.deck));
+    this.stage.append(this.curtain.element, h("div", { class: "grid" }, h("slot", { name: "corner" }), this.chip.element, ...panels, this.deck));
     root.append(this.stage, this.voice, this.help);
     root.addEventListener("keydown", (event) => this.key(event as KeyboardEvent));
     root.addEventListener("pointerdown", (event) => {
@@ -195,7 +202,8 @@ export class SceneliftViewer extends HTMLElement {
     this.curtain.picture = url("preview.webp");
     this.filmstrip.fill(job, url("photos.webp"));
     this.panels.downloads.fill(...downloads(job, address));
-    this.panels.info.fill(...about(job, null));
+    this.about = new About(job);
+    this.panels.info.fill(...this.about.content);
     this.toolbar.note = doubtful(job);
     if (!engine) {
       this.put("idle");
@@ -240,6 +248,9 @@ export class SceneliftViewer extends HTMLElement {
     const view = this.view;
     view.addEventListener("measured", (event) => this.measured((event as CustomEvent<number | null>).detail));
     view.addEventListener("stood", (event) => this.stood((event as CustomEvent<number | null>).detail));
+    view.addEventListener("drawn", (event) => this.drawn((event as CustomEvent<Shown>).detail));
+    view.addEventListener("lost", () => (this.patience = setTimeout(() => this.still(GONE_3D), PATIENCE)));
+    view.addEventListener("restored", () => clearTimeout(this.patience));
     const onProgress = (share: number) => {
       this.curtain.load(share);
       this.tell(job, share);
@@ -250,6 +261,7 @@ export class SceneliftViewer extends HTMLElement {
     view.walking = this.switches.walk ? "walk" : "orbit";
     view.frusta = this.controls === "full" && this.switches.frusta;
     view.measuring = this.switches.measure;
+    view.photoOpacity = this.opacity;
     this.curtain.lift();
     this.put("ready");
     this.present(shown);
@@ -266,27 +278,31 @@ export class SceneliftViewer extends HTMLElement {
       const shown = await view.show(
         representation,
         (share) => {
-          this.chip.textContent = `Opening the ${name}: ${percent(share)}`;
+          this.chip.text = `Opening the ${name}: ${percent(share)}`;
           this.tell(opened.job, share);
         },
         signal,
       );
-      this.chip.textContent = "";
+      this.chip.text = "";
       this.present(shown);
     } catch (error) {
       if (signal.aborted) return;
-      this.chip.textContent = problem(error).message;
+      this.chip.text = problem(error).message;
       this.present(opened.shown);
     }
   }
 
   private present(shown: Shown): void {
-    if (!this.view || !this.opened) return;
-    this.opened.shown = shown;
+    if (!this.view) return;
     this.toolbar.offer(this.view.representations, shown.representation);
-    this.settings.shown = shown.representation;
-    this.panels.info.fill(...about(this.opened.job, shown));
-    this.voice.textContent = described(shown);
+    this.drawn(shown);
+    this.voice.textContent = `The scene is open, shown as ${REPRESENTATIONS[shown.representation].toLowerCase()}.`;
+  }
+
+  private drawn(shown: Shown): void {
+    if (this.opened) this.opened.shown = shown;
+    if (this.about) this.about.shown = shown;
+    this.settings.shown = shown;
   }
 
   private still(why: string): void {
@@ -321,7 +337,7 @@ export class SceneliftViewer extends HTMLElement {
     this.switches[name] = on;
     this.toolbar.mark(name, on);
     if (name === "photos") this.filmstrip.element.hidden = !on;
-    if (name === "walk") this.chip.textContent = on ? FOOTING : "";
+    if (name === "walk") this.chip.text = on ? FOOTING : "";
     if (name === "measure") this.measured(null);
     if (!this.view) return;
     if (name === "walk") this.view.walking = on ? "walk" : "orbit";
@@ -350,18 +366,18 @@ export class SceneliftViewer extends HTMLElement {
   }
 
   private measured(units: number | null): void {
-    this.chip.replaceChildren();
-    if (!this.switches.measure) return;
-    if (units === null) this.chip.append("Choose two points to measure between.");
-    else this.chip.append(h("b", {}, distance(units)), ". Photos alone do not tell real size.");
-    this.voice.textContent = this.chip.textContent;
+    if (this.switches.measure) this.chip.measured(units);
+    else this.chip.text = "";
+    this.voice.textContent = this.chip.text;
   }
 
   private stood(view: number | null): void {
     this.filmstrip.mark(view);
     const name = view === null ? "" : (this.job?.views[view]?.name ?? "");
-    if (!this.switches.measure) this.chip.textContent = name && `Seen from ${name}`;
-    this.voice.textContent = name && `Seen from ${name}`;
+    this.voice.textContent = name && `Seen from where ${name} was taken.`;
+    if (this.switches.measure) return;
+    if (name) this.chip.stood(name);
+    else this.chip.text = "";
   }
 
   private async save(): Promise<void> {
@@ -414,8 +430,8 @@ export class SceneliftViewer extends HTMLElement {
     if (event.target !== this.canvas || event.ctrlKey || event.metaKey || event.altKey) return;
     const tool = KEYS[event.key.toLowerCase()];
     if (tool && this.controls === "full") this.use(tool);
-    else if (event.key === "[") this.filmstrip.step(-1);
-    else if (event.key === "]") this.filmstrip.step(1);
+    else if (event.key === ",") this.filmstrip.step(-1);
+    else if (event.key === ".") this.filmstrip.step(1);
     else return;
     event.preventDefault();
   }
@@ -439,11 +455,12 @@ export class SceneliftViewer extends HTMLElement {
 
   /** Browsers allow about sixteen WebGL canvases: those that are not seen have to go. */
   private dispose(): void {
+    clearTimeout(this.patience);
     this.view?.dispose();
     this.view = null;
     this.canvas?.remove();
     this.canvas = null;
-    this.chip.textContent = "";
+    this.chip.text = "";
   }
 }
 

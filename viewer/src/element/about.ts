@@ -4,7 +4,7 @@ import type { JobDocument } from "../api";
 import type { Shown } from "../scene/view";
 import { h } from "./dom";
 import { icon } from "./icons";
-import { count, duration, REPRESENTATIONS, times } from "./words";
+import { count, duration, seen, times, when } from "./words";
 
 const KEYS: [string, string][] = [
   ["Drag", "turn around the scene"],
@@ -13,7 +13,7 @@ const KEYS: [string, string][] = [
   ["Double click, double tap", "turn around that spot"],
   ["Arrow keys", "turn, or walk"],
   ["W A S D", "walk, Shift is faster"],
-  ["[ and ]", "previous and next photo"],
+  [", and .", "previous and next photo"],
   ["H", "first view"],
   ["G", "walk or turn"],
   ["C", "cameras"],
@@ -22,15 +22,36 @@ const KEYS: [string, string][] = [
   ["F", "full screen"],
 ];
 
-const UNITS = { gaussians: "Gaussian", points: "point", mesh: "triangle" };
-
-export function about(job: JobDocument, shown: Shown | null): HTMLElement[] {
-  return [...doubts(job), facts(job, shown), photos(job), seconds(job), keys()];
-}
-
 /** Whether there is something that its viewer should know. */
 export function doubtful(job: JobDocument): boolean {
   return job.low_confidence || job.warnings.length > 0;
+}
+
+export class About {
+  private readonly seen = h("dd");
+  private readonly row = [h("dt", { hidden: true }, "You see"), this.seen];
+  readonly content: HTMLElement[];
+
+  constructor(job: JobDocument) {
+    const facts = h("dl", { class: "facts" }, ...this.row);
+    const fact = (name: string, value: string) => facts.append(h("dt", {}, name), h("dd", {}, value));
+    fact("Made from", count(job.views.length, "photo"));
+    fact("Model", job.model);
+    if (job.started_at && job.finished_at) {
+      fact("Took", duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000));
+      fact("Made on", when(job.finished_at));
+    }
+    if (job.expires_at) fact("Kept until", when(job.expires_at));
+    fact("Lengths", "in units of its own");
+    const unit = h("p", { class: "quiet" }, "Photos alone do not tell how large a place is. A scene is right but for its size.");
+    this.content = [...doubts(job), facts, unit, photos(job), seconds(job), keys()];
+  }
+
+  /** What is drawn now. */
+  set shown(shown: Shown) {
+    this.row[0]!.hidden = false;
+    this.seen.textContent = seen(shown);
+  }
 }
 
 function doubts(job: JobDocument): HTMLElement[] {
@@ -38,30 +59,6 @@ function doubts(job: JobDocument): HTMLElement[] {
   const notes = job.low_confidence ? ["This scene is doubtful as a whole: take what you see with care."] : [];
   const list = h("ul", {}, ...[...notes, ...job.warnings].map((note) => h("li", {}, note)));
   return [h("div", { class: "doubts" }, icon("warning"), list)];
-}
-
-function facts(job: JobDocument, shown: Shown | null): HTMLElement {
-  const list = h("dl", { class: "facts" });
-  const fact = (name: string, value: string) => list.append(h("dt", {}, name), h("dd", {}, value));
-  if (shown) fact("You see", seen(shown));
-  fact("Made from", count(job.views.length, "photo"));
-  fact("Model", job.model);
-  if (job.started_at && job.finished_at) {
-    fact("Took", duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000));
-    fact("Made on", new Date(job.finished_at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }));
-  }
-  if (job.expires_at) {
-    fact("Kept until", new Date(job.expires_at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }));
-  }
-  list.append(h("dt", {}, "Lengths"), h("dd", { class: "quiet" }, "in units of its own: photos alone do not tell real size"));
-  return list;
-}
-
-function seen({ representation, total, drawn }: Shown): string {
-  const all = count(total, UNITS[representation]);
-  return drawn < total
-    ? `${drawn.toLocaleString("en")} of ${all}: fewer are drawn, so that it moves smoothly here`
-    : all;
 }
 
 function photos(job: JobDocument): HTMLElement {
@@ -90,9 +87,4 @@ function keys(): HTMLElement {
 
 function fold(title: string, content: HTMLElement): HTMLElement {
   return h("details", {}, h("summary", {}, title), content);
-}
-
-/** The REPRESENTATIONS of a scene, said as what one of them is. */
-export function described({ representation }: Shown): string {
-  return `The scene is open, shown as ${REPRESENTATIONS[representation].toLowerCase()}.`;
 }

@@ -1,8 +1,8 @@
 /** How the scene is drawn, as its viewer likes it. Everything acts at once. */
 
-import type { Representation, SceneView } from "../scene/view";
+import type { SceneView, Shown } from "../scene/view";
 import { h } from "./dom";
-import { percent } from "./words";
+import { percent, seen } from "./words";
 
 /** The backgrounds that have a name; every CSS colour is one, too. */
 export const BACKGROUNDS: Record<string, string> = {
@@ -17,6 +17,7 @@ export class Settings {
   private leastSure = 0;
   private pointSize = 1;
   private readonly sizeRow: HTMLElement;
+  private readonly seen = h("p", { class: "quiet" });
   private readonly radios: HTMLInputElement[];
   private readonly colour = h("input", { type: "color", "aria-label": "Own colour", value: "#334155" });
   readonly content: HTMLElement[];
@@ -53,7 +54,7 @@ export class Settings {
         }),
       ),
     );
-    this.content = [sure, this.sizeRow, background];
+    this.content = [sure, this.sizeRow, background, this.seen];
   }
 
   /** Tell a scene that has just been opened, or a slider that has moved. */
@@ -64,9 +65,11 @@ export class Settings {
     view.pointSize = this.pointSize;
   }
 
-  /** The size of points is of use for points alone. */
-  set shown(representation: Representation) {
-    this.sizeRow.hidden = representation !== "points";
+  /** What is drawn now. The size of points is of use for points alone. */
+  set shown(shown: Shown) {
+    this.sizeRow.hidden = shown.representation !== "points";
+    const less = shown.drawn < shown.total ? " Slow devices draw fewer, above all while moving." : "";
+    this.seen.textContent = `Drawn now: ${seen(shown)}.${less}`;
   }
 
   set background(background: string) {

@@ -1,7 +1,7 @@
 /** Names for people: of stages, files and quantities. */
 
 import type { JobDocument } from "../api";
-import type { Representation } from "../scene/view";
+import type { Representation, Shown } from "../scene/view";
 
 export const REPRESENTATIONS: Record<Representation, string> = {
   gaussians: "Gaussians",
@@ -85,6 +85,18 @@ export function duration(seconds: number): string {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 90) return `${Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+export function when(date: string): string {
+  return new Date(date).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+}
+
+const UNITS = { gaussians: "Gaussian", points: "point", mesh: "triangle" };
+
+/** How much of a scene is drawn. */
+export function seen({ representation, total, drawn }: Shown): string {
+  const all = count(total, UNITS[representation]);
+  return drawn < total ? `${drawn.toLocaleString("en")} of ${all}` : all;
 }
 
 /** A length in a scene. Its unit is the scene's own, so three digits tell all there is. */
