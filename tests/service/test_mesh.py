@@ -139,7 +139,7 @@ validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[2]))).then(r
 
 
 def test_textures_are_no_larger_than_said():
-    large = box_room(1, grid=(30, 40), image=(1100, 825))
+    large = box_room(1, grid=(30, 40), image=(1200, 900))
     (part,) = parts_of(large).values()
     texture: Image.Image = part.visual.material.baseColorTexture
     # The grid shows three quarters of the photo's width.
