@@ -1,14 +1,22 @@
 /** The scene in a canvas: what is drawn, and from where. */
 
-import type { JobDocument } from "../api";
+import { Ray, Vector2, Vector3 } from "three";
+
+import { absolute, download, type FileDocument, type JobDocument } from "../api";
+import { Cloud } from "./cloud";
+import { Controls, type Walking } from "./controls";
+import type { Layer } from "./layer";
+import { Measure } from "./measure";
+import { Photos } from "./photos";
+import { NoWebGL, Stage } from "./stage";
+import { type CamerasFile, firstLook, type Look, photoPose, worldOf, type World } from "./world";
 
 export type Representation = "gaussians" | "points" | "mesh";
-export type Walking = "orbit" | "walk";
+export { NoWebGL, type Walking };
 
-/** WebGL 2 cannot be had here. */
-export class NoWebGL extends Error {
-  override readonly name = "NoWebGL";
-}
+/** Files of Gaussians, the best first. */
+const SPLAT_FILES = ["gaussians.spz", "scene.splat", "gaussians.ply"] as const;
+export type SplatFile = (typeof SPLAT_FILES)[number];
 
 export interface Shown {
   representation: Representation;
@@ -17,48 +25,415 @@ export interface Shown {
   drawn: number;
 }
 
+/** More Gaussians than that are shown only when asked for: by graphics of this kind. */
+const MANY_GAUSSIANS = { large: 1_500_000, small: 600_000, software: 0 };
+/** Bytes of a Gaussian in gaussians.spz, about. */
+const SPZ_BYTES = 14;
+/** Points that are read at most, of evenly all: about 20 bytes each on the graphics card, and as many beside it. */
+const MOST_POINTS = { phone: 700_000, desktop: 4_000_000 };
+const SAMPLE = 20_000;
+/** Radius in CSS pixels in which a press finds a point. */
+const FINGER = 8;
+
 /**
  * Draws a job's scene. World: OpenCV axes turned so that y is up, the scene's floor level.
- * Events: `measured` (detail: distance in scene units, or null), `stood` (detail: index of the view stood at, or null).
+ *
+ * Events: `measured` (detail: distance in scene units, or null), `stood` (detail: index of the view stood at, or null),
+ * `drawn` (detail: Shown; less is drawn while moving on a slow machine, and all of it again at rest), `lost` and
+ * `restored` (the browser took the graphics away, and gave them back).
  */
 export class SceneView extends EventTarget {
+  private readonly stage: Stage;
+  private readonly controls: Controls;
+  private readonly measure = new Measure();
+  private readonly layers = new Map<Representation, Layer>();
+  private readonly listening = new AbortController();
+
+  private job: JobDocument | null = null;
+  private address = "";
+  private world: World = worldOf(null);
+  private look: Look | null = null;
+  private current: Representation | null = null;
+  private photos: Photos | null = null;
+  private stood: number | null = null;
+  private untouched = true;
+  private isMeasuring = false;
+  private share = 0;
+  private size = 1;
+  private overlay = 0;
+  private photosShown = true;
+  private told = "";
+
   /** Throws NoWebGL. */
   constructor(readonly canvas: HTMLCanvasElement) {
     super();
-    throw new NoWebGL("not yet");
+    this.stage = new Stage(canvas);
+    const { scene, camera } = this.stage;
+    scene.add(this.measure.object);
+    this.controls = new Controls(camera, canvas, {
+      changed: () => this.stage.request(),
+      moved: () => this.moved(),
+      tapped: (at) => this.tapped(at),
+      doubleTapped: (at) => this.turnAbout(at),
+      hovered: (at) => this.hovered(at),
+      surface: (at) => this.surface(at),
+    });
+    this.stage.onFrame = (seconds) => this.prepare(seconds);
+    this.stage.onShare = (share) => this.thin(share);
+    this.stage.onResize = () => this.resized();
+    const { signal } = this.listening;
+    canvas.addEventListener("keydown", (event) => event.key === "Escape" && this.clearMeasure(), { signal });
+    canvas.addEventListener("webglcontextlost", () => this.tell("lost"), { signal });
+    canvas.addEventListener("webglcontextrestored", () => this.restored(), { signal });
   }
 
-  /** Read cameras and photos, then show the best representation that the job has. */
-  async open(_job: JobDocument, _address: string, _onProgress: (share: number) => void, _signal: AbortSignal): Promise<Shown> {
-    throw new Error("not yet");
+  /** Read cameras and photos, then show the wanted representation, or the best that the job has. */
+  async open(
+    job: JobDocument,
+    address: string,
+    onProgress: (share: number) => void,
+    signal: AbortSignal,
+    wanted?: Representation,
+  ): Promise<Shown> {
+    this.close();
+    this.job = job;
+    this.address = address;
+    const best = wanted && this.fileFor(wanted) ? wanted : this.best();
+    if (!best) throw new Error("This job has no file that can be shown.");
+    const files = this.filesOf("cameras.json", this.fileOf(best).name);
+    const bar = progressOver(files, onProgress);
+    const cameras = files.length > 1 ? this.fetch(files[0]!, bar, signal) : null;
+    const [bytes, text] = await Promise.all([this.fetch(files.at(-1)!, bar, signal), cameras]);
+    this.world = worldOf(text && (JSON.parse(new TextDecoder().decode(text)) as CamerasFile));
+    const layer = await this.read(best, bytes);
+    signal.throwIfAborted();
+
+    this.look = firstLook(this.world, layer.sample(SAMPLE), this.stage.aspect);
+    this.controls.scale = this.look.scale;
+    this.controls.place(this.look.pose, this.look.centre);
+    this.photos = new Photos(this.world, this.look.scale);
+    this.photos.object.visible = this.photosShown;
+    this.stage.scene.add(this.photos.object);
+    const shown = await this.put(best, layer, signal);
+    void this.readPhotos(this.photos, signal);
+    return shown;
   }
 
   /** Those that the job's files allow. */
   get representations(): Representation[] {
-    return [];
+    return (["gaussians", "mesh", "points"] as const).filter((one) => this.job && this.fileFor(one));
   }
 
-  async show(_representation: Representation, _onProgress: (share: number) => void, _signal: AbortSignal): Promise<Shown> {
-    throw new Error("not yet");
+  async show(
+    representation: Representation,
+    onProgress: (share: number) => void,
+    signal: AbortSignal,
+  ): Promise<Shown> {
+    let layer = this.layers.get(representation);
+    if (!layer) {
+      const file = this.fileOf(representation);
+      const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
+      layer = await this.read(representation, bytes);
+      signal.throwIfAborted();
+    }
+    return this.put(representation, layer, signal);
   }
 
-  /** Leave out the least sure share (0 to 1) of what is drawn. Acts at once. */
-  set leastSure(_share: number) {}
+  /** Leave out the least sure share (0 to 1) of what is drawn. Acts at once; a mesh stays whole. */
+  set leastSure(share: number) {
+    this.share = share;
+    this.layer?.leaveOut(share);
+    this.tellDrawn();
+    this.stage.request();
+  }
+
   /** Factor on the size of points. */
-  set pointSize(_factor: number) {}
-  /** A CSS colour. */
-  set background(_colour: string) {}
-  set frusta(_visible: boolean) {}
-  set walking(_how: Walking) {}
-  /** While on, two clicks measure a distance. */
-  set measuring(_on: boolean) {}
-
-  /** Fly to where a photo was taken. */
-  standAt(_view: number): void {}
-  /** Fly back to the first look at the scene. */
-  home(): void {}
-  screenshot(): Promise<Blob> {
-    throw new Error("not yet");
+  set pointSize(factor: number) {
+    this.size = factor;
+    const points = this.layers.get("points");
+    if (points instanceof Cloud) points.size = factor;
+    this.stage.request();
   }
-  dispose(): void {}
+
+  /** A CSS colour. */
+  set background(colour: string) {
+    this.stage.background = colour;
+  }
+
+  set frusta(visible: boolean) {
+    this.photosShown = visible;
+    if (this.photos) this.photos.object.visible = visible || this.stood !== null;
+    this.stage.request();
+  }
+
+  set walking(how: Walking) {
+    this.controls.walking = how;
+  }
+
+  /** While on, two clicks measure a distance. */
+  set measuring(on: boolean) {
+    this.isMeasuring = on;
+    this.canvas.style.cursor = on ? "crosshair" : "";
+    if (!on) this.clearMeasure();
+  }
+
+  /** How far the photo that is stood at covers the scene, 0 to 1. */
+  set photoOpacity(opacity: number) {
+    this.overlay = opacity;
+    if (this.stood !== null) this.photos?.stand(this.stood, opacity);
+    this.stage.request();
+  }
+
+  /** Fly to where a photo was taken; nothing where it could not be placed. */
+  standAt(view: number): void {
+    const photo = this.world.photos.find((one) => one.view === view);
+    if (!photo || !this.look) return;
+    this.untouched = false;
+    this.stand(view);
+    const pose = photoPose(photo, this.stage.aspect);
+    const ahead = new Vector3(0, 0, -1).applyQuaternion(pose.quaternion);
+    const hit = this.layer?.pick(new Ray(pose.position, ahead), FINGER * this.stage.pixel);
+    const distance = hit ? hit.distanceTo(pose.position) : this.look.scale;
+    this.controls.fly(pose, pose.position.clone().addScaledVector(ahead, distance));
+  }
+
+  /** Fly back to the first look at the scene. */
+  home(): void {
+    if (!this.look) return;
+    this.stand(null);
+    this.controls.fly(this.look.pose, this.look.centre);
+    this.untouched = true;
+  }
+
+  /** A PNG of the canvas as it is. */
+  screenshot(): Promise<Blob> {
+    this.stage.render();
+    return new Promise((resolve, reject) =>
+      this.canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The picture is empty.")))),
+    );
+  }
+
+  /** Free everything. */
+  dispose(): void {
+    this.close();
+    this.listening.abort();
+    this.controls.dispose();
+    this.stage.dispose();
+  }
+
+  private get layer(): Layer | undefined {
+    return this.current ? this.layers.get(this.current) : undefined;
+  }
+
+  private close(): void {
+    this.clearMeasure();
+    for (const layer of this.layers.values()) {
+      layer.object.removeFromParent();
+      layer.dispose();
+    }
+    this.layers.clear();
+    this.photos?.object.removeFromParent();
+    this.photos?.dispose();
+    this.photos = this.look = this.current = this.stood = null;
+    this.untouched = true;
+  }
+
+  private filesOf(...names: string[]): FileDocument[] {
+    return names.flatMap((name) => this.job!.files.find((file) => file.name === name) ?? []);
+  }
+
+  private fileFor(representation: Representation): FileDocument | undefined {
+    if (representation === "gaussians") return this.filesOf(...SPLAT_FILES)[0];
+    return this.filesOf(representation === "points" ? "scene.ply" : "mesh.glb")[0];
+  }
+
+  private fileOf(representation: Representation): FileDocument {
+    const file = this.fileFor(representation);
+    if (!file) throw new Error(`This job has no ${representation}.`);
+    return file;
+  }
+
+  /** What to show first: Gaussians look best, where they can be drawn fast. */
+  private best(): Representation | undefined {
+    const [first, ...others] = this.representations;
+    if (first !== "gaussians" || !others.length) return first;
+    const [exact] = this.filesOf("scene.splat");
+    const count = exact ? exact.bytes / 32 : this.fileOf("gaussians").bytes / SPZ_BYTES;
+    return count <= MANY_GAUSSIANS[this.stage.graphics] ? first : others[0];
+  }
+
+  private fetch(file: FileDocument, bar: Bar, signal: AbortSignal): Promise<ArrayBuffer> {
+    return download(absolute(file.url, this.address), (bytes) => bar(file, bytes), signal);
+  }
+
+  private async read(representation: Representation, bytes: ArrayBuffer): Promise<Layer> {
+    const { fromFiles } = this.world;
+    if (representation === "mesh") return (await import("./mesh")).TexturedMesh.read(bytes);
+    if (representation === "points") {
+      const toFiles = fromFiles.clone().invert();
+      const centres = new Map(
+        this.world.photos.map(({ view, pose }) => [view, new Vector3().setFromMatrixPosition(pose).applyMatrix4(toFiles)]),
+      );
+      const isPhone = matchMedia("(pointer: coarse)").matches && Math.min(screen.width, screen.height) < 800;
+      return new Cloud(bytes, fromFiles, centres, isPhone ? MOST_POINTS.phone : MOST_POINTS.desktop);
+    }
+    const { Splats } = await import("./splats");
+    const file = this.fileOf(representation).name as SplatFile;
+    return Splats.read(bytes, file, fromFiles, this.stage.renderer, () => this.stage.request());
+  }
+
+  /** Draw this layer, and no other once there is something of it to see. */
+  private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
+    this.layers.set(representation, layer);
+    layer.leaveOut(this.share);
+    if (layer instanceof Cloud) layer.size = this.size;
+    layer.object.visible = true;
+    this.stage.scene.add(layer.object);
+    do {
+      await this.stage.drawn();
+      signal.throwIfAborted();
+    } while (layer.ready === false);
+    for (const [one, { object }] of this.layers) object.visible = one === representation;
+    this.current = representation;
+    this.stage.request();
+    const shown = { representation, total: layer.total, drawn: layer.drawn };
+    this.told = JSON.stringify(shown);
+    return shown;
+  }
+
+  /** The photos come last, and the scene does without them where there are none. */
+  private async readPhotos(photos: Photos, signal: AbortSignal): Promise<void> {
+    const [file] = this.filesOf("photos.webp");
+    if (!file) return;
+    try {
+      const bytes = await this.fetch(file, () => undefined, signal);
+      const image = await createImageBitmap(new Blob([bytes], { type: file.content_type }));
+      if (this.photos !== photos) return image.close();
+      photos.pictures = image;
+      if (this.stood !== null) photos.stand(this.stood, this.overlay);
+      this.stage.request();
+    } catch (error) {
+      if (!signal.aborted) console.warn("The photos are not shown in the scene:", error);
+    }
+  }
+
+  private prepare(seconds: number): boolean {
+    const moves = this.controls.update(seconds);
+    const { camera } = this.stage;
+    if (this.look) {
+      // As near as one can come, as far as there is something.
+      camera.far = camera.position.distanceTo(this.look.centre) + 4 * this.look.radius + this.look.scale;
+      camera.near = Math.max(0.01 * this.look.scale, camera.far / 20_000);
+      camera.updateProjectionMatrix();
+    }
+    this.measure.fit(this.stage.pixel);
+    return moves;
+  }
+
+  private thin(share: number): void {
+    this.layer?.thin(share);
+    this.tellDrawn();
+  }
+
+  private resized(): void {
+    if (this.look && this.untouched) {
+      const sample = this.layer?.sample(SAMPLE);
+      if (sample) this.look = firstLook(this.world, sample, this.stage.aspect);
+      this.controls.place(this.look.pose, this.look.centre);
+    } else if (this.stood !== null) {
+      const photo = this.world.photos.find((one) => one.view === this.stood)!;
+      this.controls.place(photoPose(photo, this.stage.aspect), this.controls.pivot.clone());
+    }
+  }
+
+  private moved(): void {
+    this.untouched = false;
+    this.stand(null);
+  }
+
+  private stand(view: number | null): void {
+    if (this.stood === view) return;
+    this.stood = view;
+    this.photos?.stand(view, this.overlay);
+    this.frusta = this.photosShown;
+    this.tell("stood", view);
+  }
+
+  private rayAt(at: Vector2): Ray {
+    const { camera, canvas } = this.stage;
+    const x = (2 * at.x) / canvas.clientWidth - 1;
+    const y = 1 - (2 * at.y) / canvas.clientHeight;
+    const through = new Vector3(x, y, 0.5).unproject(camera);
+    return new Ray(camera.position.clone(), through.sub(camera.position).normalize());
+  }
+
+  private surface(at: Vector2): Vector3 | null {
+    return this.layer?.pick(this.rayAt(at), FINGER * this.stage.pixel) ?? null;
+  }
+
+  private tapped(at: Vector2): void {
+    if (this.isMeasuring) {
+      const place = this.surface(at);
+      if (!place) return;
+      const distance = this.measure.add(place);
+      this.tell("measured", distance);
+      this.stage.request();
+      return;
+    }
+    const view = this.photos?.pick(this.rayAt(at)) ?? null;
+    if (view !== null) this.standAt(view);
+  }
+
+  /** Bring what was pressed to the middle, and turn about it from then on. */
+  private turnAbout(at: Vector2): void {
+    const place = this.isMeasuring ? null : this.surface(at);
+    if (!place) return;
+    this.moved();
+    this.controls.face(place);
+  }
+
+  private hovered(at: Vector2 | null): void {
+    const view = at && !this.isMeasuring ? (this.photos?.pick(this.rayAt(at)) ?? null) : null;
+    if (this.photos) this.photos.highlit = view;
+    if (!this.isMeasuring) this.canvas.style.cursor = view === null ? "" : "pointer";
+    this.stage.request();
+  }
+
+  private clearMeasure(): void {
+    if (this.measure.isEmpty) return;
+    this.measure.clear();
+    this.tell("measured", null);
+    this.stage.request();
+  }
+
+  private restored(): void {
+    this.layer?.leaveOut(this.share);
+    this.stage.request();
+    this.tell("restored");
+  }
+
+  private tellDrawn(): void {
+    const { layer } = this;
+    if (!layer) return;
+    const shown: Shown = { representation: this.current!, total: layer.total, drawn: layer.drawn };
+    const told = JSON.stringify(shown);
+    if (told !== this.told) this.tell("drawn", shown);
+    this.told = told;
+  }
+
+  private tell(type: string, detail: unknown = null): void {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+type Bar = (file: FileDocument, bytes: number) => void;
+
+/** Tells the share of the bytes of several files that have come. */
+function progressOver(files: FileDocument[], onProgress: (share: number) => void): Bar {
+  const total = files.reduce((sum, file) => sum + file.bytes, 0);
+  const come = new Map<string, number>();
+  return (file, bytes) => {
+    come.set(file.name, bytes);
+    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1));
+  };
 }

@@ -1,0 +1,128 @@
+/** The scene as Gaussians, drawn by Spark. This module is large with it: import it only when it is needed. */
+
+import { dyno, SparkRenderer, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
+import { DataTexture, Group, type Matrix4, type Ray, RedFormat, Vector3, type WebGLRenderer } from "three";
+
+import { firstHit, type Layer, quantiles, rankOf } from "./layer";
+import type { SplatFile } from "./view";
+import { FLIP } from "./world";
+
+const TYPES: Record<SplatFile, SplatFileType> = {
+  "gaussians.spz": SplatFileType.SPZ,
+  "scene.splat": SplatFileType.SPLAT,
+  "gaussians.ply": SplatFileType.PLY,
+};
+/** Width of the texture that holds a rank for each Gaussian. */
+const WIDTH = 2048;
+
+export class Splats implements Layer {
+  readonly object = new Group();
+  readonly total: number;
+
+  private readonly least = dyno.dynoFloat(0);
+  private readonly ranks: DataTexture;
+  private readonly centres: Float32Array;
+
+  /**
+   * @param fromFiles the job's axes to the world's; the file's own are minded here
+   * @param request asked to draw when Spark has sorted anew
+   */
+  static async read(
+    bytes: ArrayBuffer,
+    file: SplatFile,
+    fromFiles: Matrix4,
+    renderer: WebGLRenderer,
+    request: () => void,
+  ): Promise<Splats> {
+    const mesh = new SplatMesh({ fileBytes: bytes, fileType: TYPES[file] });
+    await mesh.initialized;
+    // SPZ alone is written with OpenGL's axes, as its format demands.
+    mesh.applyMatrix4(file === "gaussians.spz" ? fromFiles.clone().multiply(FLIP) : fromFiles);
+    mesh.updateMatrixWorld();
+    return new Splats(mesh, new SparkRenderer({ renderer, onDirty: request, enableLod: false }));
+  }
+
+  private constructor(
+    private readonly mesh: SplatMesh,
+    private readonly spark: SparkRenderer,
+  ) {
+    this.object.add(spark, mesh);
+    this.total = mesh.numSplats;
+    this.centres = new Float32Array(3 * this.total);
+    const opacities = new Float32Array(this.total);
+    mesh.forEachSplat((index, centre, _scales, _quaternion, opacity) => {
+      centre.toArray(this.centres, 3 * index);
+      opacities[index] = opacity;
+    });
+    // How sure a Gaussian is, its file does not tell but by its opacity: networks predict it so, and without a network
+    // the service makes it of the point's confidence. Among equals the file's order, the largest first, decides.
+    const values = opacities.map((opacity, index) => opacity + (1e-3 * index) / this.total);
+    const edges = quantiles(values);
+    const texels = new Uint8Array(WIDTH * Math.ceil(this.total / WIDTH));
+    for (let i = 0; i < this.total; i++) texels[i] = rankOf(values[i]!, edges);
+    this.ranks = new DataTexture(texels, WIDTH, texels.length / WIDTH, RedFormat);
+    this.ranks.needsUpdate = true;
+    mesh.objectModifier = this.leavingOut();
+    mesh.updateGenerator();
+  }
+
+  get drawn(): number {
+    return Math.round(this.total * (1 - this.least.value));
+  }
+
+  /** Whether they have been sorted, so that there is something to see. */
+  get ready(): boolean {
+    return this.spark.activeSplats > 0;
+  }
+
+  /** Spark sorts and draws all of them or none. */
+  thin(): void {}
+
+  leaveOut(share: number): void {
+    this.least.value = share;
+    this.mesh.updateVersion();
+  }
+
+  sample(count: number): Float32Array {
+    const step = Math.max(1, Math.floor(this.total / count));
+    const some = new Float32Array(3 * Math.floor(this.total / step));
+    const at = new Vector3();
+    for (let i = 0; i < some.length / 3; i++) {
+      at.fromArray(this.centres, 3 * i * step).applyMatrix4(this.mesh.matrixWorld).toArray(some, 3 * i);
+    }
+    return some;
+  }
+
+  pick(ray: Ray, cone: number): Vector3 | null {
+    const own = ray.clone().applyMatrix4(this.mesh.matrixWorld.clone().invert());
+    const ranks = this.ranks.image.data as Uint8Array;
+    const least = 256 * this.least.value;
+    const found = firstHit(this.centres, own, cone, undefined, (index) => ranks[index]! + 0.5 >= least);
+    return found < 0 ? null : new Vector3().fromArray(this.centres, 3 * found).applyMatrix4(this.mesh.matrixWorld);
+  }
+
+  dispose(): void {
+    this.mesh.dispose();
+    this.spark.dispose();
+    this.ranks.dispose();
+  }
+
+  /** Makes the least sure ones wholly transparent, on the GPU. */
+  private leavingOut() {
+    const { Gsplat } = dyno;
+    return dyno.dynoBlock({ gsplat: Gsplat }, { gsplat: Gsplat }, ({ gsplat }) => {
+      const step = dyno.dyno({
+        inTypes: { gsplat: Gsplat, ranks: "sampler2D", least: "float" },
+        outTypes: { gsplat: Gsplat },
+        inputs: { gsplat, ranks: dyno.dynoSampler2D(this.ranks), least: this.least },
+        statements: ({ inputs, outputs }) => [
+          `${outputs.gsplat} = ${inputs.gsplat};`,
+          `ivec2 texel = ivec2(${inputs.gsplat}.index % ${WIDTH}, ${inputs.gsplat}.index / ${WIDTH});`,
+          `float rank = texelFetch(${inputs.ranks}, texel, 0).r * 255.0 + 0.5;`,
+          `if (rank < ${inputs.least} * 256.0) ${outputs.gsplat}.rgba.a = 0.0;`,
+        ],
+      });
+      return { gsplat: step.outputs.gsplat };
+    });
+  }
+}
