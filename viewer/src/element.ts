@@ -44,7 +44,7 @@ export class SceneliftViewer extends HTMLElement {
     downloads: new Panel("Downloads", () => this.close()),
     info: new Panel("About this scene", () => this.close()),
   };
-  private readonly switches: Record<Switch, boolean> = { photos: true, walk: false, frusta: true, measure: false, fullscreen: false };
+  private readonly switches: Record<Switch, boolean> = { photos: true, walk: false, frusta: false, measure: false, fullscreen: false };
   private readonly chip = new Chip((opacity) => this.view && (this.view.photoOpacity = this.opacity = opacity));
   private opacity = 0;
   private readonly voice = h("p", { class: "unseen", role: "status", "aria-live": "polite" });

@@ -11,7 +11,7 @@ export const BACKGROUNDS: Record<string, string> = {
   dark: "#202428",
   black: "#000000",
 };
-const LABELS: Record<string, string> = { auto: "Automatic", light: "Light", dark: "Dark", black: "Black" };
+const LABELS: Record<string, string> = { auto: "Auto", light: "Light", dark: "Dark", black: "Black" };
 
 export class Settings {
   private leastSure = 0;
@@ -48,9 +48,9 @@ export class Settings {
         "div",
         { class: "swatches" },
         ...this.radios.map((radio) => {
-          const label = h("label", {}, radio, h("span", {}, LABELS[radio.value] ?? "Own"));
-          if (!radio.value) label.append(this.colour);
-          return label;
+          const swatch = radio.value ? h("i", { class: radio.value }) : this.colour;
+          if (radio.value && radio.value !== "auto") swatch.style.backgroundColor = BACKGROUNDS[radio.value]!;
+          return h("label", {}, radio, swatch, LABELS[radio.value] ?? "Own");
         }),
       ),
     );

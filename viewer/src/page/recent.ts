@@ -19,12 +19,12 @@ interface Remembered {
 }
 
 const STATUS: Record<Remembered["status"], string> = {
-  queued: "Waiting",
-  running: "In the making",
+  queued: "waiting",
+  running: "in work",
   succeeded: "",
-  failed: "Did not work",
-  canceled: "Cancelled",
-  gone: "Not kept any more",
+  failed: "did not work",
+  canceled: "cancelled",
+  gone: "not kept any more",
 };
 
 /** Events: `change`. */
