@@ -40,13 +40,17 @@ const around: Around = {
   base,
   place,
   pictures: (id) => (id === made ? tray.items.map((item) => item.picture) : null),
-  back: () => go(""),
+  back: () => {
+    // The job that was left is no place to come back to.
+    history.replaceState(null, "", location.pathname);
+    route();
+  },
   anew: () => {
     tray.clear();
     go("");
   },
   again: () => {
-    go("");
+    around.back();
     void submit();
   },
 };

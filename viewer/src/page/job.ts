@@ -160,9 +160,10 @@ function state(job: JobDocument, estimate: Estimate): Parameters<ProgressCard["s
 async function cancel(id: string, around: Around): Promise<void> {
   try {
     const job = await around.access.call((service) => service.cancel(id));
-    if (around.recent.has(id)) around.recent.keep(job);
-    // Else it was done before the service heard of it, and is shown.
-    if (job.status !== "succeeded" && job.status !== "failed") around.back();
+    // It was done before the service heard of it, and is shown.
+    if (job.status === "succeeded" || job.status === "failed") return;
+    around.recent.forget(id);
+    around.back();
     announce("Cancelled.");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
