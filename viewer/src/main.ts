@@ -40,13 +40,17 @@ const around: Around = {
   base,
   place,
   pictures: (id) => (id === made ? tray.items.map((item) => item.picture) : null),
-  back: () => go(""),
+  back: () => {
+    // The job that was left is no place to come back to.
+    history.replaceState(null, "", location.pathname);
+    route();
+  },
   anew: () => {
     tray.clear();
     go("");
   },
   again: () => {
-    go("");
+    around.back();
     void submit();
   },
 };
@@ -93,6 +97,8 @@ function follow(): void {
   const items = tray.items;
   const filled = items.length > 0;
   home.classList.toggle("filled", filled);
+  // To a zip file or a video nothing can be added.
+  home.classList.toggle("alone", filled && items[0]!.kind !== "photo");
   options.follow(items);
   const [ready, words] = advice(items);
   start.disabled = !ready;
@@ -158,8 +164,8 @@ function drawSending(progress: ProgressCard, state: Sending): void {
     progress.show({ title, share: null, stage: "The service looks at them" });
   } else {
     const { seconds, problem, now } = state;
-    const sooner = h("button", { type: "button", className: "plain", onclick: now }, "Try now");
-    progress.show({ title, share: null, stage: problem.message, time: `Tried again in ${seconds} s.` }, sooner);
+    const sooner = h("button", { type: "button", class: "plain", onclick: now }, "Try now");
+    progress.show({ title, share: null, stage: problem.message, time: `Trying again in ${seconds} s.` }, sooner);
   }
 }
 

@@ -14,7 +14,7 @@ export function opened(title: string, ...content: Node[]): Opened {
   const heading = h("h2", {}, title);
   const form = h("form", { method: "dialog" }, ...content);
   const close = tool("close", "Close", () => dialog.close());
-  const dialog: HTMLDialogElement = h("dialog", { ariaLabel: title }, h("div", { className: "title" }, heading, close), form);
+  const dialog: HTMLDialogElement = h("dialog", { "aria-label": title }, h("div", { class: "title" }, heading, close), form);
   const closed = new Promise<void>((resolve) => {
     dialog.addEventListener("close", () => {
       dialog.remove();
@@ -34,9 +34,9 @@ export async function confirmed(title: string, text: string, yes: string): Promi
     h("p", {}, text),
     h(
       "div",
-      { className: "actions" },
-      h("button", { type: "button", className: "plain", onclick: () => dialog.close() }, "Keep it"),
-      h("button", { className: "danger" }, yes),
+      { class: "actions" },
+      h("button", { type: "button", class: "plain", onclick: () => dialog.close() }, "Keep it"),
+      h("button", { class: "danger" }, yes),
     ),
   );
   form.onsubmit = () => {

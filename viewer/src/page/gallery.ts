@@ -29,11 +29,11 @@ export function card(example: Example, root: string): HTMLLIElement {
     {},
     h(
       "a",
-      { href: `?example=${encodeURIComponent(example.name)}`, className: "card" },
+      { href: `?example=${encodeURIComponent(example.name)}`, class: "card" },
       h("img", { src: picture, alt: "", loading: "lazy", width: 640, height: 480 }),
       h("strong", {}, example.title),
       h("span", {}, example.note),
-      h("span", { className: "quiet" }, made),
+      h("span", { class: "quiet" }, made),
     ),
   );
 }

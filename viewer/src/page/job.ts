@@ -8,7 +8,7 @@ import { Estimate, ProgressCard } from "./progress";
 import type { Recent } from "./recent";
 import { address, share } from "./share";
 import { tiny } from "./thumbnail";
-import { count, duration, roughly, stage, when } from "./words";
+import { count, duration, elapsed, roughly, stage, when } from "./words";
 
 /** What there is beside the job. */
 export interface Around {
@@ -67,7 +67,7 @@ export async function showJob(id: string, around: Around, signal: AbortSignal): 
 
 /** Show an example's scene. */
 export async function showExample(example: Example, source: string, around: Around): Promise<void> {
-  const anew = h("button", { type: "button", className: "primary", onclick: around.anew }, icon("add"), "New scene");
+  const anew = h("button", { type: "button", class: "primary", onclick: around.anew }, icon("add"), "New scene");
   const about = `${count(example.views, "photo")}, made in ${duration(example.seconds)}. ${example.note}`;
   await scene(around.place, example.title, about, [], [anew], source);
 }
@@ -75,7 +75,7 @@ export async function showExample(example: Example, source: string, around: Arou
 async function showScene(job: JobDocument, around: Around): Promise<void> {
   const { access, base, recent } = around;
   const source = await address(access, base, job.id);
-  const status = h("p", { className: "fault", role: "alert" });
+  const status = h("p", { class: "fault", role: "alert" });
   const attempt = (what: Promise<unknown>) =>
     void what.catch((error: unknown) => {
       if (!(error instanceof Problem)) throw error;
@@ -87,7 +87,7 @@ async function showScene(job: JobDocument, around: Around): Promise<void> {
   const actions = [
     button("share", "Share", () => attempt(share(access, base, job.id))),
     button("trash", "Delete", () => attempt(remove())),
-    h("button", { type: "button", className: "primary", onclick: around.anew }, icon("add"), "New scene"),
+    h("button", { type: "button", class: "primary", onclick: around.anew }, icon("add"), "New scene"),
   ];
   const took = job.started_at && job.finished_at ? Date.parse(job.finished_at) - Date.parse(job.started_at) : 0;
   const kept = job.expires_at ? ` Kept until ${when(job.expires_at)}.` : "";
@@ -106,26 +106,26 @@ async function scene(
   notes: readonly string[],
   actions: readonly HTMLElement[],
   source: string,
-  status?: HTMLElement,
+  ...more: readonly HTMLElement[]
 ): Promise<void> {
   // The viewer is large, and wanted only here.
   const loaded = import("../element");
-  const heading = h("h1", { tabIndex: -1 }, title);
+  const heading = h("h1", { tabindex: -1 }, title);
   const viewer = document.createElement("scenelift-viewer");
   viewer.setAttribute("src", source);
   const list = notes.map((note) => h("li", {}, icon("warning"), h("span", {}, note)));
   place.replaceChildren(
     h(
       "section",
-      { className: "scene" },
+      { class: "scene" },
       h(
         "div",
-        { className: "title" },
-        h("div", {}, heading, h("p", { className: "quiet" }, about)),
-        h("div", { className: "actions" }, ...actions),
+        { class: "title" },
+        h("div", {}, heading, h("p", { class: "quiet" }, about)),
+        h("div", { class: "actions" }, ...actions),
       ),
-      status,
-      list.length > 0 && h("ul", { className: "notes", ariaLabel: "Notes on this scene" }, ...list),
+      ...more,
+      ...(list.length ? [h("ul", { class: "notes", "aria-label": "Notes on this scene" }, ...list)] : []),
       viewer,
     ),
   );
@@ -152,17 +152,18 @@ function state(job: JobDocument, estimate: Estimate): Parameters<ProgressCard["s
     return { title: "Waiting for its turn", share: null, stage: turn };
   }
   const left = estimate.left(job.progress);
-  const elapsed = job.started_at ? Math.max(0, Date.now() - Date.parse(job.started_at)) / 1000 : 0;
-  const times = [duration(elapsed), left === undefined ? "" : roughly(left)].filter(Boolean);
+  const since = job.started_at ? Math.max(0, Date.now() - Date.parse(job.started_at)) / 1000 : 0;
+  const times = [elapsed(since), left === undefined ? "" : roughly(left)].filter(Boolean);
   return { title: "Making the scene", share: job.progress, stage: stage(job.stage), time: times.join(", ") };
 }
 
 async function cancel(id: string, around: Around): Promise<void> {
   try {
     const job = await around.access.call((service) => service.cancel(id));
-    if (around.recent.has(id)) around.recent.keep(job);
-    // Else it was done before the service heard of it, and is shown.
-    if (job.status !== "succeeded" && job.status !== "failed") around.back();
+    // It was done before the service heard of it, and is shown.
+    if (job.status === "succeeded" || job.status === "failed") return;
+    around.recent.forget(id);
+    around.back();
     announce("Cancelled.");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -171,43 +172,43 @@ async function cancel(id: string, around: Around): Promise<void> {
 }
 
 function opening(): HTMLElement {
-  return h("section", { className: "panel working" }, h("p", { className: "quiet" }, "Opening the scene…"));
+  return h("section", { class: "panel working" }, h("p", { class: "quiet" }, "Opening the scene…"));
 }
 
 function failure(job: JobDocument, around: Around): void {
   const photos = around.pictures(job.id) !== null;
   const actions = photos
     ? [
-        h("button", { type: "button", className: "plain", onclick: around.again }, "Try again"),
-        h("button", { type: "button", className: "primary", onclick: around.back }, "Change the photos"),
+        h("button", { type: "button", class: "plain", onclick: around.again }, "Try again"),
+        h("button", { type: "button", class: "primary", onclick: around.back }, "Change the photos"),
       ]
-    : [h("button", { type: "button", className: "primary", onclick: around.anew }, "New scene")];
+    : [h("button", { type: "button", class: "primary", onclick: around.anew }, "New scene")];
   said("This did not become a scene", job.error?.detail ?? "", job.error?.suggestion ?? "", actions, around);
 }
 
 function canceled(around: Around): void {
-  const actions = [h("button", { type: "button", className: "primary", onclick: around.anew }, "New scene")];
+  const actions = [h("button", { type: "button", class: "primary", onclick: around.anew }, "New scene")];
   said("Cancelled", "This scene was cancelled before it was done.", "", actions, around);
 }
 
 function trouble(problem: Problem, id: string, around: Around): void {
   const retry = () => location.assign(`?job=${id}`);
-  const again = h("button", { type: "button", className: "plain", onclick: retry }, "Try again");
-  const anew = h("button", { type: "button", className: "primary", onclick: around.anew }, "New scene");
+  const again = h("button", { type: "button", class: "plain", onclick: retry }, "Try again");
+  const anew = h("button", { type: "button", class: "primary", onclick: around.anew }, "New scene");
   if (problem.status === 404) said("This scene is not here any more", problem.message, problem.suggestion, [anew], around);
   else said("The scene cannot be opened", problem.message, problem.suggestion, [again, anew], around);
 }
 
 function said(title: string, detail: string, suggestion: string, actions: HTMLElement[], around: Around): void {
-  const heading = h("h1", { tabIndex: -1 }, title);
+  const heading = h("h1", { tabindex: -1 }, title);
   around.place.replaceChildren(
     h(
       "section",
-      { className: "panel" },
+      { class: "panel" },
       heading,
       h("p", {}, detail),
-      suggestion !== "" && h("p", { className: "quiet" }, suggestion),
-      h("div", { className: "actions" }, ...actions),
+      h("p", { class: "quiet" }, suggestion),
+      h("div", { class: "actions" }, ...actions),
     ),
   );
   document.title = `${title} - Scenelift`;
@@ -216,5 +217,5 @@ function said(title: string, detail: string, suggestion: string, actions: HTMLEl
 }
 
 function button(name: Parameters<typeof icon>[0], label: string, onclick: () => void): HTMLButtonElement {
-  return h("button", { type: "button", className: "plain", onclick }, icon(name), label);
+  return h("button", { type: "button", class: "plain", onclick }, icon(name), label);
 }

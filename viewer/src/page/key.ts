@@ -57,20 +57,20 @@ export class Access extends EventTarget {
 
   private async dialog(): Promise<boolean> {
     const refused = this.keyed ? "The key that was used until now is not valid any more." : "";
-    const fault = h("p", { className: "fault", role: "alert" }, refused);
-    const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: false });
-    const submit = h("button", { className: "primary" }, "Use this key");
+    const fault = h("p", { class: "fault", role: "alert" }, refused);
+    const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
+    const submit = h("button", { class: "primary" }, "Use this key");
     const { dialog, form, closed } = opened(
       "This service asks for an API key",
       h("p", {}, "Whoever runs it makes one on its machine, with ", h("code", {}, "scenelift keys create NAME"), "."),
-      h("label", { htmlFor: "key" }, "API key"),
+      h("label", { for: "key" }, "API key"),
       input,
-      h("p", { className: "quiet" }, "It is kept until this tab is closed."),
+      h("p", { class: "quiet" }, "It is kept until this tab is closed."),
       fault,
       h(
         "div",
-        { className: "actions" },
-        h("button", { type: "button", className: "plain", onclick: () => dialog.close() }, "Not now"),
+        { class: "actions" },
+        h("button", { type: "button", class: "plain", onclick: () => dialog.close() }, "Not now"),
         submit,
       ),
     );

@@ -11,7 +11,7 @@ const USUAL = { reference: "0", focal: "shared", leftOut: "3", points: "1500000"
 /** Events: `change`, when the model is another. */
 export class Options extends EventTarget {
   private readonly model = h("select", { id: "model" });
-  private readonly licence = h("p", { className: "quiet" });
+  private readonly licence = h("p", { class: "quiet" });
   private readonly reference = h("select", { id: "reference" });
   private readonly focal = h("select", { id: "focal" });
   private readonly pixels = number("pixels", "", { min: "1", step: "any", placeholder: "Pixels" });
@@ -43,7 +43,7 @@ export class Options extends EventTarget {
     this.first = field("The scene starts from", this.reference, "Its camera is where the scene has its origin.");
     this.filmed = field("Photos to take from the video", this.frames, "The sharpest moments, spread over the way.");
     place.append(
-      h("div", { className: "field" }, h("label", { htmlFor: "model" }, "Model"), this.model, this.licence),
+      h("div", { class: "field" }, h("label", { for: "model" }, "Model"), this.model, this.licence),
       this.first,
       this.filmed,
       field("Lens", this.focal, "Phones write it into their photos.", this.pixels),
@@ -119,11 +119,11 @@ export class Options extends EventTarget {
   }
 }
 
-function number(id: string, value: string, limits: Partial<HTMLInputElement>): HTMLInputElement {
-  return h("input", { type: "number", inputMode: "decimal", id, value, ...limits });
+function number(id: string, value: string, limits: Record<string, string>): HTMLInputElement {
+  return h("input", { type: "number", inputmode: "decimal", id, value, ...limits });
 }
 
-function field(name: string, input: HTMLElement, hint: string, more?: HTMLElement): HTMLElement {
-  const label = h("label", { htmlFor: input.id }, name);
-  return h("div", { className: "field" }, label, input, more, h("p", { className: "quiet" }, hint));
+function field(name: string, input: HTMLElement, hint: string, ...more: HTMLElement[]): HTMLElement {
+  const label = h("label", { for: input.id }, name);
+  return h("div", { class: "field" }, label, input, ...more, h("p", { class: "quiet" }, hint));
 }

@@ -1,6 +1,7 @@
 /** How far something is that takes a while. */
 
 import { announce, h } from "./dom";
+import { percent } from "./words";
 
 interface State {
   readonly title: string;
@@ -14,28 +15,28 @@ interface State {
 
 export class ProgressCard {
   readonly element: HTMLElement;
-  private readonly heading = h("h1", { tabIndex: -1 });
-  private readonly bar = h("progress", { max: 1, ariaLabel: "Progress" });
-  private readonly stage = h("p", { className: "stage" });
-  private readonly percent = h("p", { className: "percent" });
-  private readonly time = h("p", { className: "quiet time" });
-  private readonly more = h("div", { className: "actions" });
+  private readonly heading = h("h1", { tabindex: -1 });
+  private readonly bar = h("progress", { max: 1, "aria-label": "Progress" });
+  private readonly stage = h("p", { class: "stage" });
+  private readonly percent = h("p", { class: "percent" });
+  private readonly time = h("p", { class: "quiet time" });
+  private readonly more = h("div", { class: "actions" });
   private said = "";
 
   /** `pictures` are those of the photos that it is about. */
   constructor(pictures: readonly (Blob | null)[], onCancel: () => void) {
     const known = pictures.filter((picture) => picture !== null).slice(0, 8);
-    const strip = h("div", { className: "strip", hidden: !known.length }, ...known.map(shown));
-    const cancel = h("button", { type: "button", className: "plain", onclick: onCancel }, "Cancel");
+    const strip = h("div", { class: "strip", hidden: !known.length }, ...known.map(shown));
+    const cancel = h("button", { type: "button", class: "plain", onclick: onCancel }, "Cancel");
     this.element = h(
       "section",
-      { className: "panel working" },
+      { class: "panel working" },
       this.heading,
       strip,
       this.bar,
-      h("div", { className: "row" }, this.stage, this.percent),
+      h("div", { class: "row" }, this.stage, this.percent),
       this.time,
-      h("div", { className: "actions" }, this.more, cancel),
+      h("div", { class: "actions" }, this.more, cancel),
     );
   }
 
@@ -44,16 +45,16 @@ export class ProgressCard {
   }
 
   show({ title, share, stage, time = "" }: State, more?: HTMLElement): void {
-    const percent = share === null ? "" : `${Math.floor(100 * share)} %`;
+    const done = share === null ? "" : percent(share);
     this.heading.textContent = title;
     this.stage.textContent = stage;
-    this.percent.textContent = percent;
+    this.percent.textContent = done;
     // Space is kept for it, so that nothing moves when it comes.
     this.time.textContent = time || "\u00a0";
     if (share === null) this.bar.removeAttribute("value");
     else this.bar.value = share;
     if (this.more.firstElementChild !== (more ?? null)) this.more.replaceChildren(...(more ? [more] : []));
-    document.title = percent ? `${percent} - Scenelift` : `${title} - Scenelift`;
+    document.title = done ? `${done} - Scenelift` : `${title} - Scenelift`;
     // Not every percent: each stage, and each quarter.
     const quarter = share === null ? "" : `, ${25 * Math.floor(4 * share)} %`;
     if (this.said !== stage + quarter) announce(stage + quarter);

@@ -105,19 +105,20 @@ export class Recent extends EventTarget {
 
   private entry(one: Remembered): HTMLLIElement {
     const photos = count(one.photos, "photo");
-    const title = h("strong", {}, when(one.at));
+    const time = when(new Date(one.at).toISOString());
+    const title = h("strong", {}, time);
     const about = [photos, STATUS[one.status]].filter(Boolean).join(" · ");
-    const picture = one.picture ? h("img", { src: one.picture, alt: "" }) : h("span", { className: "blank" });
-    const content = [picture, h("span", {}, title, h("span", { className: "quiet" }, about))];
-    const name = `the scene of ${when(one.at)}`;
+    const picture = one.picture ? h("img", { src: one.picture, alt: "" }) : h("span", { class: "blank" });
+    const content = [picture, h("span", {}, title, h("span", { class: "quiet" }, about))];
+    const name = `the scene of ${time}`;
     if (one.status === "gone") {
       const forget = tool("close", `Forget ${name}`, () => this.forget(one.id));
-      return h("li", { className: "gone" }, h("span", { className: "entry" }, ...content), forget);
+      return h("li", { class: "gone" }, h("span", { class: "entry" }, ...content), forget);
     }
     return h(
       "li",
       {},
-      h("a", { href: `?job=${one.id}`, className: "entry" }, ...content),
+      h("a", { href: `?job=${one.id}`, class: "entry" }, ...content),
       tool("close", `Forget ${name}: it stays on the service`, () => this.forget(one.id)),
       tool("trash", `Delete ${name}`, () => void this.remove(one.id)),
     );

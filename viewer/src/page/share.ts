@@ -33,22 +33,22 @@ export async function share(access: Access, base: string, id: string): Promise<v
   const radios = CHOICES.map(([seconds, words], index) =>
     h(
       "label",
-      { className: "choice" },
-      h("input", { type: "radio", name: "seconds", value: String(seconds), defaultChecked: index === 2 }),
+      { class: "choice" },
+      h("input", { type: "radio", name: "seconds", value: String(seconds), checked: index === 2 }),
       words,
     ),
   );
-  const output = h("input", { readOnly: true, id: "link", ariaLabel: "The link" });
-  const copy = h("button", { type: "button", className: "primary" }, icon("copy"), "Copy");
-  const pass = h("button", { type: "button", className: "plain" }, icon("share"), "Share…");
-  const told = h("p", { className: "quiet", role: "status" });
-  const result = h("div", { className: "link", hidden: true }, output, h("div", { className: "actions" }, pass, copy));
-  const make = h("button", { className: "primary" }, "Make a link");
-  const making = h("div", { className: "actions" }, make);
+  const output = h("input", { readonly: true, id: "link", "aria-label": "The link" });
+  const copy = h("button", { type: "button", class: "primary" }, icon("copy"), "Copy");
+  const pass = h("button", { type: "button", class: "plain" }, icon("share"), "Share…");
+  const told = h("p", { class: "quiet", role: "status" });
+  const result = h("div", { class: "link", hidden: true }, output, h("div", { class: "actions" }, pass, copy));
+  const make = h("button", { class: "primary" }, "Make a link");
+  const making = h("div", { class: "actions" }, make);
   const { form, closed } = opened(
     "Share this scene",
     h("p", {}, "Whoever has the link can look at the scene and download its files, until the link ends."),
-    h("fieldset", { className: "choices" }, h("legend", {}, "The link works for"), ...radios),
+    h("fieldset", { class: "choices" }, h("legend", {}, "The link works for"), ...radios),
     result,
     told,
     making,

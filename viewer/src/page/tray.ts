@@ -183,9 +183,9 @@ interface Actions {
 /** One photo in the tray. */
 class Tile {
   readonly element: HTMLLIElement;
-  private readonly number = h("span", { className: "number" });
-  private readonly picture = h("div", { className: "picture" });
-  private readonly sentence = h("p", { className: "fault", hidden: true });
+  private readonly number = h("span", { class: "number" });
+  private readonly picture = h("div", { class: "picture" });
+  private readonly sentence = h("p", { class: "fault", hidden: true });
   private readonly left: HTMLButtonElement;
   private readonly right: HTMLButtonElement;
   private readonly gone: HTMLButtonElement;
@@ -195,9 +195,9 @@ class Tile {
     this.left = tool("left", `Move ${name} one place earlier`, () => actions.move(-1));
     this.right = tool("right", `Move ${name} one place later`, () => actions.move(1));
     this.gone = tool("close", `Remove ${name}`, () => actions.remove());
-    const title = h("p", { className: "name", title: name }, name);
-    const tools = h("div", { className: "tools" }, this.left, this.right, this.gone);
-    this.element = h("li", { className: `tile ${kind}` }, this.picture, this.number, title, tools, this.sentence);
+    const title = h("p", { class: "name", title: name }, name);
+    const tools = h("div", { class: "tools" }, this.left, this.right, this.gone);
+    this.element = h("li", { class: `tile ${kind}` }, this.picture, this.number, title, tools, this.sentence);
     if (kind !== "photo") this.neutral(kind);
     this.element.draggable = kind === "photo";
     this.element.addEventListener("dragstart", (event) => {
@@ -213,7 +213,7 @@ class Tile {
       return;
     }
     this.address = URL.createObjectURL(picture);
-    this.picture.replaceChildren(h("img", { src: this.address, alt: "", draggable: false }));
+    this.picture.replaceChildren(h("img", { src: this.address, alt: "", draggable: "false" }));
   }
 
   place(index: number, all: number): void {

@@ -17,9 +17,9 @@ import { firstHit, type Layer, quantiles, rankOf } from "./layer";
 import { readVertices } from "./ply";
 
 /** Diameter of a point's disc in spacings: 1 would just touch its neighbours, more closes surfaces seen aslant. */
-const DISC = 1.6;
-/** A disc is at most so many times as wide as is typical at its distance: gaps at depth edges stay open. */
-const WIDEST = 3;
+const DISC = 1.45;
+/** A disc that would be so many times as wide as is typical at its distance is none: its point stands at an edge. */
+const WIDEST = 2.5;
 
 const VERTEX = /* glsl */ `
 attribute vec4 tone;
@@ -210,7 +210,8 @@ function spacings(x: Float32Array, y: Float32Array, z: Float32Array, view: Float
     const typical = Math.sqrt(along * Math.min(eye?.pixel ?? along, along));
     for (let i = begin; i < end; i++) {
       const least = typical * depth[i]!;
-      gaps[i] = Math.min(Math.max((typical / along) * gaps[i]!, least), WIDEST * least);
+      const wide = (typical / along) * gaps[i]!;
+      gaps[i] = wide > least && wide < WIDEST * least ? wide : least;
     }
   }
   return gaps;
