@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-FAKE = Path(__file__).parents[1] / "service" / "fake_serve.py"
+ROOT = Path(__file__).parents[2]
+FAKE = ROOT / "tests" / "service" / "fake_serve.py"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 FLAGS = (
     "--no-sandbox",
@@ -47,7 +54,7 @@ def start(folder: Path, *command: str, **settings: str) -> tuple[subprocess.Pope
         "SCENELIFT_DATA_DIR": str(run),
         "SCENELIFT_PORT": str(port),
         "SCENELIFT_WORKER_METRICS_PORT": "0",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         **settings,
     }
     process = subprocess.Popen((sys.executable, *command), env=environment, stdout=subprocess.DEVNULL, cwd=folder)
@@ -97,7 +104,56 @@ class Visit:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.faults: list[str] = []
+        """What the page threw, and what the browser complained of."""
+        self.expected = ""
+        """Pattern of complaints that this test provokes."""
         self.hosts: set[str] = set()
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
+        page.on("console", self._said)
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        # What the service refuses the page tells its visitor; that the browser notes it too is no fault.
+        refused = re.search("the server responded with a status of 4", message.text)
+        if message.type == "error" and not refused and not re.search(self.expected or "$.", message.text):
+            self.faults.append(message.text)
+
+    def wait_for_scene(self, seconds: float = 60) -> None:
+        """Until the viewer draws."""
+        # Not wait_for_function: that evaluates text, which the page's policy forbids.
+        expect(self.page.locator("scenelift-viewer:state(ready)")).to_be_visible(timeout=1e3 * seconds)
+
+    def shown(self) -> Any:
+        """What the viewer draws: representation, total, drawn."""
+        return self.page.evaluate("document.querySelector('scenelift-viewer').shown")
+
+    def picture(self) -> NDArray[np.uint8]:
+        """(H, W, 3) the scene as it is seen."""
+        png = self.page.evaluate(
+            """async () => {
+                const picture = await document.querySelector("scenelift-viewer").screenshot();
+                return Array.from(new Uint8Array(await picture.arrayBuffer()));
+            }"""
+        )
+        return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Open windows, each of a visitor of their own. In none of them may anything go wrong unexpectedly."""
+    visits: list[Visit] = []
+
+    def open_window(address: str, **options: Any) -> Visit:
+        context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce"} | options)
+        context.set_default_timeout(30_000)
+        visit = Visit(context.new_page())
+        visits.append(visit)
+        visit.page.goto(address)
+        return visit
+
+    yield open_window
+    for visit in visits:
+        visit.page.context.close()
+    for visit in visits:
+        assert visit.hosts <= {"127.0.0.1", ""}, "something was loaded from elsewhere"
+        assert visit.faults == []
