@@ -40,9 +40,9 @@ TIMES = """() => {
     const sum = (entries) => entries.reduce((bytes, entry) => bytes + entry.encodedBodySize, 0);
     return {
         usable: page.domContentLoadedEventEnd,
-        lastByte: Math.max(...files.map((file) => file.responseEnd)),
-        scene: sum(files.filter((file) => /gallery/.test(file.name))),
-        rest: sum(files.filter((file) => !/gallery/.test(file.name))) + page.encodedBodySize,
+        last_byte: Math.max(...files.map((file) => file.responseEnd)),
+        gallery: sum(files.filter((file) => /gallery/.test(file.name))),
+        code: sum(files.filter((file) => !/gallery/.test(file.name))) + page.encodedBodySize,
         files: files.length + 1,
     };
 }"""
@@ -50,7 +50,7 @@ TIMES = """() => {
 
 @contextmanager
 def service() -> Iterator[str]:
-    """The API alone, as the page needs no worker for what is measured here; with a queue, both for a while."""
+    """Address of a whole service on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +90,7 @@ def sizes() -> list[dict[str, Any]]:
             "bytes": path.stat().st_size,
             "gzip": len(gzip.compress(path.read_bytes())),
         }
-        for path in files
+        for path in sorted(written)
     ]
 
 
@@ -101,8 +101,7 @@ def cold(browser: Browser, address: str, scene: bool) -> dict[str, float]:
     times: dict[str, float] = {}
     if scene:
         page.wait_for_selector("scenelift-viewer:state(ready)", timeout=120_000)
-        times["ready"] = page.evaluate("performance.now()")
-        times["firstFrame"] = times["ready"]
+        times["first_frame"] = page.evaluate("performance.now()")
     page.wait_for_load_state("networkidle")
     times |= page.evaluate(TIMES)
     page.close()
@@ -137,20 +136,18 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# The page",
         "",
-        f"`python -m bench.page`: headless Chromium {on['chromium'].partition('.')[0]}, {on['machine']}, {on['cores']} cores, no GPU "
-        f"(WebGL drawn by the processor, so every frame is an upper bound), loopback, nothing cached; medians of {on['runs']} visits.",
+        f"`python -m bench.page`: headless Chromium {on['chromium'].partition('.')[0]}, {on['machine']}, {on['cores']} cores,",
+        "no GPU (WebGL drawn by the processor, so every frame is an upper bound), loopback, nothing cached; medians of",
+        f"{on['runs']} visits. Bytes are those sent; times are milliseconds from the start of the navigation.",
         "",
-        "| page | files | code and style, kB sent | scene, kB sent | usable after, ms | scene's last byte, ms | first frame, ms |",
+        "| page | files | code and style, kB | gallery, kB | usable | last byte of the scene | first frame |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["visits"]:
-        scene = (
-            [f"{row['scene'] / 1e3:.0f}", f"{row['usable']:.0f}", f"{row['lastByte']:.0f}", f"{row['ready']:.0f}"]
-            if "ready" in row
-            else [f"{row['scene'] / 1e3:.0f} (pictures)", f"{row['usable']:.0f}", "", ""]
-        )
-        lines.append(f"| `{row['page']}` | {row['files']:.0f} | {row['rest'] / 1e3:.0f} | {' | '.join(scene)} |")
-    lines += ["", "| file | kB | kB as sent (gzip) |", "| --- | --- | --- |"]
+        sent = f"{row['files']:.0f} | {row['code'] / 1e3:.0f} | {row['gallery'] / 1e3:.0f} | {row['usable']:.0f}"
+        frame = f"{row['last_byte']:.0f} | {row['first_frame']:.0f}" if "first_frame" in row else "|"
+        lines.append(f"| `{row['page']}` | {sent} | {frame} |")
+    lines += ["", "| file | kB | kB as sent |", "| --- | --- | --- |"]
     lines += [
         f"| `{file['file']}` | {file['bytes'] / 1e3:.0f} | {file['gzip'] / 1e3:.0f} |" for file in report["files"]
     ]
