@@ -18,6 +18,15 @@ const SHAPES = {
   more: "M6 12h.01M12 12h.01M18 12h.01",
   close: "M6 6l12 12 M18 6 6 18",
   play: "M8.5 5.5v13l10.5-6.5Z",
+  add: "M12 5v14 M5 12h14",
+  archive: "M6 3.5h9l4 4v13H6Z M10 3.5v2h2v2h-2v2h2v2h-2v2 M10 13.5h2v4h-2Z",
+  copy: "M9 9h11v11H9Z M15 9V4H4v11h5",
+  left: "M14.5 6l-6 6 6 6",
+  photo: "M4 5h16v14H4Z M4 16l4.5-4.5 4 4 2.5-2.5 5 5 M15.5 9.5h.01",
+  right: "M9.5 6l6 6-6 6",
+  share: "M12 15V4 M8 7.5 12 3.5l4 4 M5 12v8h14v-8",
+  trash: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13 M10.5 11v5.5 M13.5 11v5.5",
+  video: "M4 6h11v12H4Z M15 10.5l5-3v9l-5-3",
   warning: "M12 4.5 21 19.5H3Z M12 10.5v4 M12 17h.01",
 };
 

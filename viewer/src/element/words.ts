@@ -19,6 +19,7 @@ const STAGES: Record<string, string> = {
   poses: "Finding where each photo was taken",
   dense: "Measuring depth in every photo",
   completion: "Filling gaps",
+  alignment: "Bringing the photos into one space",
   cameras: "Finding the cameras",
   fusion: "Putting the scene together",
   formats: "Writing the files",
