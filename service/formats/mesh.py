@@ -42,9 +42,15 @@ def encode(scene: Scene) -> bytearray:
     Triangles join neighbouring pixels that lie on one surface. They show their front alone: from outside one looks
     through a room's near walls.
     """
+    pixels = sum(camera is not None for camera in scene.cameras) * scene.prediction.confidence[0].size
+    # A pixel makes two triangles, but views that see the same leave two thirds of them to each other, if not more.
+    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / MOST_TRIANGLES) + 0.3))):
+        shown = reliefs(scene, step)
+        if sum(len(triangles) for _, triangles in shown) <= MOST_TRIANGLES:
+            break
     rotation = upright_rotation(scene)
     file = File()
-    for relief, triangles in _reliefs(scene):
+    for relief, triangles in shown:
         used, indices = np.unique(triangles, return_inverse=True)
         view = scene.views.views[relief.index]
         crop, size = scene.prediction.crops[relief.index], np.array(view.original_size)
@@ -62,7 +68,7 @@ def encode(scene: Scene) -> bytearray:
 
 
 @dataclass(frozen=True, slots=True)
-class _Relief:
+class Relief:
     """What one view sees, on a coarse grid of h x w blocks of its pixels; one vertex a block."""
 
     index: int
@@ -84,61 +90,17 @@ class _Relief:
         return self.depth / np.float32(self.K[0, 0])
 
 
-def _reliefs(scene: Scene) -> list[tuple[_Relief, NDArray[np.int64]]]:
-    """The views that show something, with their triangles (T, 3) of indices into their blocks."""
-    pixels = sum(camera is not None for camera in scene.cameras) * scene.prediction.confidence[0].size
-    # A pixel makes two triangles, but views that see the same leave two thirds of them to each other, if not more.
-    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / MOST_TRIANGLES) + 0.3))):
-        least = scene.cloud.confidence.min()
-        placed = [
-            _relief(scene, i, camera, step, least) for i, camera in enumerate(scene.cameras) if camera is not None
-        ]
-        shown = _share(placed)
-        if sum(len(triangles) for _, triangles in shown) <= MOST_TRIANGLES:
-            return shown
-    raise AssertionError("unreachable")
+def reliefs(scene: Scene, step: int) -> list[tuple[Relief, NDArray[np.int64]]]:
+    """The views that show something, in blocks of step x step pixels, and their triangles (T, 3), indices of blocks.
 
-
-def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.floating) -> _Relief:
-    """A view's blocks of step x step pixels; each the mean of those on the surface of its surest one."""
-    prediction = scene.prediction
-    height, width = (side // step for side in prediction.confidence.shape[1:])
-
-    def blocks(values: np.ndarray) -> np.ndarray:
-        """(H, W, ...) to (h, w, step * step, ...)."""
-        part = values[: height * step, : width * step].reshape(height, step, width, step, *values.shape[2:])
-        return part.swapaxes(1, 2).reshape(height, width, step * step, *values.shape[2:])
-
-    points, confidence = blocks(prediction.points[index]), blocks(prediction.confidence[index])
-    depth = depth_in(camera, points)
-    confidence = np.where((confidence >= least) & (depth > 0), confidence, 0)
-    K = intrinsics_of(camera, prediction.crops[index], (prediction.confidence.shape[2], prediction.confidence.shape[1]))
-    surest = confidence.argmax(axis=2)[..., None]
-    own = np.take_along_axis(depth, surest, axis=2)
-    near = np.abs(depth - own) <= SLANT * step / np.float32(K[0, 0]) * own
-    weight = (near & (confidence > 0)).astype(np.float32)
-    weight /= np.maximum(weight.sum(axis=2, keepdims=True), 1)
-    rows, columns = np.mgrid[: prediction.confidence.shape[1], : prediction.confidence.shape[2]].astype(np.float32)
-    at = blocks(np.stack([(columns + 0.5) / columns.shape[1], (rows + 0.5) / rows.shape[0]], axis=-1))
-    K[:2] /= step
-    return _Relief(
-        index,
-        camera,
-        K,
-        np.einsum("hwb,hwbc->hwc", weight, points),
-        np.einsum("hwb,hwbc->hwc", weight, at),
-        np.einsum("hwb,hwb->hw", weight, depth),
-        np.take_along_axis(confidence, surest, axis=2)[..., 0],
-    )
-
-
-def _share(placed: list[_Relief]) -> list[tuple[_Relief, NDArray[np.int64]]]:
-    """Each view's triangles but those of places that a view before it shows: first the one that sees most."""
+    A place is shown by the first view that sees it well; the one that sees most comes first.
+    """
+    least = scene.cloud.confidence.min()
+    placed = [_relief(scene, i, camera, step, least) for i, camera in enumerate(scene.cameras) if camera is not None]
     solid = {relief.index: _solid(relief) for relief in placed}
-    order = sorted(placed, key=lambda relief: -len(solid[relief.index]))
     shown = []
     covered: dict[int, np.ndarray] = {}
-    for relief in order:
+    for relief in sorted(placed, key=lambda relief: -len(solid[relief.index])):
         centre = relief.camera.camera_to_world[:3, 3]
         others = sorted(
             (other for other in placed if other is not relief),
@@ -161,14 +123,47 @@ def _share(placed: list[_Relief]) -> list[tuple[_Relief, NDArray[np.int64]]]:
     return shown
 
 
-def _touched(triangles: NDArray[np.int64], relief: _Relief) -> np.ndarray:
+def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.floating) -> Relief:
+    """A view's blocks of step x step pixels; each the mean of those on the surface of its surest one."""
+    prediction = scene.prediction
+    height, width = (side // step for side in prediction.confidence.shape[1:])
+
+    def blocks(values: np.ndarray) -> np.ndarray:
+        """(H, W, ...) to (h, w, step * step, ...)."""
+        part = values[: height * step, : width * step].reshape(height, step, width, step, *values.shape[2:])
+        return part.swapaxes(1, 2).reshape(height, width, step * step, *values.shape[2:])
+
+    points, confidence = blocks(prediction.points[index]), blocks(prediction.confidence[index])
+    depth = depth_in(camera, points)
+    confidence = np.where((confidence >= least) & (depth > 0), confidence, 0)
+    K = intrinsics_of(camera, prediction.crops[index], (prediction.confidence.shape[2], prediction.confidence.shape[1]))
+    surest = confidence.argmax(axis=2)[..., None]
+    own = np.take_along_axis(depth, surest, axis=2)
+    near = np.abs(depth - own) <= SLANT * step / np.float32(K[0, 0]) * own
+    weight = (near & (confidence > 0)).astype(np.float32)
+    weight /= np.maximum(weight.sum(axis=2, keepdims=True), 1)
+    rows, columns = np.mgrid[: prediction.confidence.shape[1], : prediction.confidence.shape[2]].astype(np.float32)
+    at = blocks(np.stack([(columns + 0.5) / columns.shape[1], (rows + 0.5) / rows.shape[0]], axis=-1))
+    K[:2] /= step
+    return Relief(
+        index,
+        camera,
+        K,
+        np.einsum("hwb,hwbc->hwc", weight, points),
+        np.einsum("hwb,hwbc->hwc", weight, at),
+        np.einsum("hwb,hwb->hw", weight, depth),
+        np.take_along_axis(confidence, surest, axis=2)[..., 0],
+    )
+
+
+def _touched(triangles: NDArray[np.int64], relief: Relief) -> np.ndarray:
     """(h, w) blocks that are a corner of some triangle."""
     touched = np.zeros(relief.depth.size, bool)
     touched[triangles] = True
     return touched.reshape(relief.depth.shape)
 
 
-def _seen(relief: _Relief, other: _Relief, covered: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def _seen(relief: Relief, other: Relief, covered: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """For each block of a view, what another one sees there: the block's depth in it, and that view's own depth, size,
     confidence (0: nothing), and whether it is `covered`."""
     height, width = other.depth.shape
@@ -184,7 +179,7 @@ def _seen(relief: _Relief, other: _Relief, covered: np.ndarray | None) -> tuple[
     return z, depth, depth / np.float32(other.K[0, 0]), confidence, meshed
 
 
-def _solid(relief: _Relief) -> NDArray[np.int64]:
+def _solid(relief: Relief) -> NDArray[np.int64]:
     """(T, 3) triangles between neighbouring blocks on one surface, counter-clockwise for who looks from the camera."""
     index = np.arange(relief.depth.size).reshape(relief.depth.shape)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
@@ -204,7 +199,7 @@ def _solid(relief: _Relief) -> NDArray[np.int64]:
     return np.concatenate([np.stack([corner[where] for corner in corners], axis=1) for corners, where in kinds])
 
 
-def _joined(relief: _Relief, axis: int) -> np.ndarray:
+def _joined(relief: Relief, axis: int) -> np.ndarray:
     """Whether each block and the next one along an axis lie on one surface: (h - 1, w) or (h, w - 1)."""
     points, depth, size = (np.moveaxis(v, axis, 0) for v in (relief.points, relief.depth, relief.size))
     there = (depth[1:] > 0) & (depth[:-1] > 0)
