@@ -112,6 +112,8 @@ def reliefs(scene: Scene, step: int) -> list[tuple[Relief, NDArray[np.int64]]]:
             z, depth, size, confidence, meshed = _seen(relief, other, covered.get(other.index))
             floating |= (depth > 0) & (z < (1 - FREE_SPACE_MARGIN) * depth) & (relief.confidence < confidence)
             hidden |= meshed & (np.abs(z - depth) < SAME_PLACE * depth) & (size < COARSER * relief.size)
+        # One alone, before a thing's edge perhaps, is no proof.
+        floating = ndimage.binary_opening(floating, np.ones((2, 2), bool))
         triangles = solid[relief.index]
         triangles = _without_specks(triangles[~floating.ravel()[triangles].any(axis=1)], relief.depth.size)
         covered[relief.index] = _touched(triangles, relief)
@@ -145,7 +147,7 @@ def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.float
     rows, columns = np.mgrid[: prediction.confidence.shape[1], : prediction.confidence.shape[2]].astype(np.float32)
     at = blocks(np.stack([(columns + 0.5) / columns.shape[1], (rows + 0.5) / rows.shape[0]], axis=-1))
     K[:2] /= step
-    return Relief(
+    relief = Relief(
         index,
         camera,
         K,
@@ -154,6 +156,19 @@ def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.float
         np.einsum("hwb,hwb->hw", weight, depth),
         np.take_along_axis(confidence, surest, axis=2)[..., 0],
     )
+    for axis in (0, 1):
+        _close(relief, axis)
+    return relief
+
+
+def _close(relief: Relief, axis: int) -> None:
+    """Put vertices, in place, into gaps of one block between two neighbours on one surface."""
+    fields = [np.moveaxis(v, axis, 0) for v in (relief.points, relief.at, relief.depth, relief.confidence)]
+    depth, size = fields[2], np.moveaxis(relief.size, axis, 0)
+    one = np.linalg.norm(fields[0][2:] - fields[0][:-2], axis=-1) < 2 * SLANT * np.minimum(size[2:], size[:-2])
+    gap = (depth[1:-1] == 0) & (depth[2:] > 0) & (depth[:-2] > 0) & one
+    for field in fields:
+        field[1:-1][gap] = (field[:-2][gap] + field[2:][gap]) / 2
 
 
 def _touched(triangles: NDArray[np.int64], relief: Relief) -> np.ndarray:
