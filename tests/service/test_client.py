@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -16,6 +21,7 @@ import pytest
 
 from service import client as module
 from service.client import (
+    ADDRESS,
     AsyncScenelift,
     JobCanceled,
     JobFailed,
@@ -30,7 +36,7 @@ from service.client import (
 from service.keys import Keys
 from service.storage import Storage
 from service.uploads import FIELDS
-from tests.service.support import jpeg, settled, stored, zipped
+from tests.service.support import jpeg, serving, settled, stored, working, zipped
 
 ROOT = Path(__file__).parents[2]
 FEW = ["cameras.json", "scene.splat"]
@@ -445,3 +451,86 @@ def test_the_client_is_light():
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout, result.returncode) == ("\n", 0), result.stderr
+
+
+async def test_the_examples_run(api, tmp_path, monkeypatch, capsys):
+    (tmp_path / "photos").mkdir()
+    photos(tmp_path / "photos", "1.jpg", "2.jpg", "3.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "client.md").read_text().replace(ADDRESS, str(api.base_url))
+    first, second = (compile(code, "client.md", "exec") for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    await asyncio.to_thread(exec, first, {})
+    assert sorted(path.name for path in Path("scene").iterdir()) == ["cameras.json", "scene.glb"]
+    printed = capsys.readouterr().out
+    assert "100% " in printed
+    (link,) = re.findall(r"for an hour: (\S+)", printed)
+    assert (await api.get(link)).json()["status"] == "succeeded"
+    await asyncio.to_thread(exec, second, {})
+    assert Path("scene/scene.ply").read_bytes().startswith(b"ply")
+
+
+@pytest.fixture
+def browser_page() -> Iterator[tuple[str, list[str]]]:
+    """Where docs/browser.html is served from, and where it takes its service to be: to be set before it is opened."""
+    service: list[str] = []
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = (ROOT / "docs" / "browser.html").read_text().replace(ADDRESS, service[0]).encode()
+            self.send_response(200 if self.path == "/" else 404)
+            self.end_headers()
+            self.wfile.write(page if self.path == "/" else b"")
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", service
+        server.shutdown()
+        thread.join()
+
+
+async def test_the_browser_example(settings, browser_page, tmp_path):
+    playwright = pytest.importorskip("playwright.async_api", reason="Playwright, which drives the browser, is not here")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium to open the page with")
+    origin, service = browser_page
+    async with (
+        working(settings),
+        serving(settings.model_copy(update={"cors_origins": origin})) as api,
+        playwright.async_playwright() as driver,
+    ):
+        service.append(str(api.base_url))
+        options = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+        browser = await driver.chromium.launch(executable_path=chromium, args=options)
+        page = await browser.new_page(viewport={"width": 480, "height": 640})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(origin)
+        text, preview = page.locator("#text"), page.locator("#preview")
+
+        await page.set_input_files("#photos", photos(tmp_path, "alone.jpg"))
+        await playwright.expect(text).to_contain_text("1 photo cannot be reconstructed: at least 2 are needed. Send")
+        await page.set_input_files("#photos", photos(tmp_path, "refuse.jpg", "b.jpg"))
+        await playwright.expect(text).to_have_text("These photos show different places. Photograph one place.")
+        assert await preview.is_hidden()
+
+        await page.evaluate(
+            "new MutationObserver(() => (window.seen ??= []).push(bar.value)).observe(bar, { attributes: true })"
+        )
+        await page.set_input_files("#photos", photos(tmp_path, "steady.jpg", "b.jpg", "c.jpg"))
+        await playwright.expect(text).to_have_text("succeeded")
+        await playwright.expect(preview).to_be_visible()
+        await page.wait_for_function("preview.naturalWidth > 0")
+        seen = await page.evaluate("seen")
+        assert seen[-1] == 1
+        assert len(set(seen)) > 3, "the progress was shown as it came"
+        if folder := os.environ.get("SCENELIFT_TESTS_PICTURES"):
+            await page.screenshot(path=Path(folder) / "browser-example.png")
+        assert {str(httpx.URL(url).join("/")).rstrip("/") for url in asked} == {origin, service[0]}, (
+            "nothing from elsewhere"
+        )
+        await browser.close()
