@@ -8,8 +8,8 @@
 What is said to the service is written once, as coroutines over a wire. Over the blocking wire nothing ever suspends, so
 that one step runs such a coroutine to its end, without an event loop: that is all that makes `Scenelift`.
 
-Of this package it needs the documents and nothing of the server. It follows no address that an answer names, but for
-the redirect of a file to its bucket, and takes no name from there as a path.
+Of this package it needs the documents, and what tells a film by its first bytes. It follows no address that an answer
+names, but for the redirect of a file to its bucket (without the key), and takes no name from there as a path.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ from service.video import demuxer
 
 Photo = str | os.PathLike[str] | bytes
 """A file's path, or its content."""
-Photos = Photo | Sequence[Photo]
-"""Photos of one place; or one zip file of them, or one video, alone or as the only one of a sequence."""
+Photos = Photo | Iterable[Photo]
+"""Photos of one place, in order; or one zip file of them, or one video."""
 Heard = Callable[[JobDocument], object]
 """Called with a job's document at every change."""
 Counted = Callable[[int, int], object]
@@ -85,7 +85,7 @@ RESUMABLE_BYTES = 32 << 20
 """More than that is sent by resumable uploads."""
 CHUNK = 1 << 16
 _PATIENCE = httpx.Timeout(30.0, connect=10.0)
-_RECEIVES = httpx.Timeout(30.0, connect=10.0, read=900.0)
+_LOOKED_AT = httpx.Timeout(30.0, connect=10.0, read=900.0)
 """For photos: the answer comes when all have been looked at, a video for minutes."""
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -96,6 +96,8 @@ _UNKNOWN = (502, 504)
 _TUS = {"Tus-Resumable": "1.0.0"}
 
 T = TypeVar("T")
+Part = tuple[str, tuple[str | None, str | IO[bytes]]]
+"""Of a form, as httpx takes them: the field, the file's name where it is one, and the content."""
 Document = TypeVar("Document", bound=BaseModel)
 
 
@@ -310,7 +312,9 @@ def _opened(photos: Photos, stack: contextlib.ExitStack) -> list[_Source]:
         if isinstance(photo, bytes):
             name, file = f"photo {len(sources) + 1}", io.BytesIO(photo)
         else:
-            name, file = Path(photo).name, Path(photo).open("rb")  # noqa: SIM115 - the stack closes it
+            # What is no text in a name is none in a request either.
+            name = Path(photo).name.encode(errors="replace").decode()
+            file = Path(photo).open("rb")  # noqa: SIM115 - the stack closes it
         stack.enter_context(file)
         sources.append(_Source(name, file, file.seek(0, os.SEEK_END)))
     return sources
@@ -340,9 +344,7 @@ class _Trials:
             passes = isinstance(cause, _NOT_SENT) or (safe and not isinstance(cause, _HOPELESS))
         if not passes or self._failed > self._retries or pause > max(LONGEST_PAUSE, LAST_PAUSE):
             raise problem
-        if time.monotonic() + pause >= self._ends:
-            raise _too_late() from problem
-        await self._wire.pause(pause)
+        await self._wire.pause(min(pause, _left(self._ends)))
 
 
 class _Service:
@@ -392,7 +394,7 @@ class _Service:
         """The answer, read whole, after as many tries as it takes, or as are allowed."""
         trials = self._trials(ends)
         while True:
-            limits = {"timeout": max(0.1, min(30.0, ends - time.monotonic()))} if ends < math.inf else {}
+            limits = {"timeout": min(30.0, _left(ends))} if ends < math.inf else {}
             try:
                 return await self._whole(self._request(method, path, **(parts | limits)), fine)
             except (ServiceError, Unreachable) as problem:
@@ -434,36 +436,39 @@ class _Service:
         tell: Counted | None = fields.pop("on_upload", None)
         given: str | None = fields.pop("idempotency_key", None)
         fields |= {"outputs": ",".join(fields["outputs"])} if "outputs" in fields else {}
-        parts: list[tuple[str, tuple[str | None, Any]]] = [(name, (None, str(value))) for name, value in fields.items()]
+        parts: list[Part] = [(name, (None, str(value))) for name, value in fields.items()]
         headers = {"Idempotency-Key": given or uuid.uuid4().hex}
-        uploads: list[str] = []
         with contextlib.ExitStack() as stack:
             sources = await self.wire.aside(_opened, photos, stack)
-            total = sum(source.size for source in sources)
-            try:
-                # Ids of uploads are part of a request, and new every time: who names a key wants requests to be alike.
-                if total > RESUMABLE_BYTES and given is None:
-                    for source in sources:
-                        sent = sum(earlier.size for earlier in sources[: len(uploads)])
-                        uploads.append(await self._create_upload(source))
-                        await self._upload(uploads[-1], source, sent, total, tell)
-                    parts.append(("uploads", (None, ",".join(uploads))))
-                else:
-                    field = sources[0].field if len(sources) == 1 else "images"
-                    parts += [(field, (source.name, source.file)) for source in sources]
-                return await self._send_form(parts, headers, None if uploads else tell)
-            except BaseException:
-                for upload in uploads:
-                    with contextlib.suppress(SceneliftError):
-                        await self._whole(self._request("DELETE", f"uploads/{quote(upload, safe='')}", headers=_TUS))
-                raise
+            # Ids of uploads are part of a request, and new every time: who names a key wants requests to be alike.
+            if given is None and sum(source.size for source in sources) > RESUMABLE_BYTES:
+                return await self._send_uploads(sources, parts, headers, tell)
+            field = sources[0].field if len(sources) == 1 else "images"
+            parts += [(field, (source.name, source.file)) for source in sources]
+            return await self._send_form(parts, headers, tell)
 
-    async def _send_form(
-        self, parts: list[tuple[str, tuple[str | None, Any]]], headers: Mapping[str, str], tell: Counted | None
+    async def _send_uploads(
+        self, sources: Sequence[_Source], parts: Sequence[Part], headers: Mapping[str, str], tell: Counted | None
     ) -> JobDocument:
+        """A job of files that are uploaded first, one by one; where it is refused they are removed."""
+        ids: list[str] = []
+        sent, total = 0, sum(source.size for source in sources)
+        try:
+            for source in sources:
+                ids.append(await self._create_upload(source))
+                await self._upload(ids[-1], source, sent, total, tell)
+                sent += source.size
+            return await self._send_form([*parts, ("uploads", (None, ",".join(ids)))], headers, None)
+        except ServiceError:
+            for id in ids:
+                with contextlib.suppress(SceneliftError):
+                    await self._whole(self._request("DELETE", _upload_path(id), headers=_TUS))
+            raise
+
+    async def _send_form(self, parts: Sequence[Part], headers: Mapping[str, str], tell: Counted | None) -> JobDocument:
         trials = self._trials()
         while True:
-            request = self._request("POST", "reconstruct", files=parts, headers=headers, timeout=_RECEIVES)
+            request = self._request("POST", "reconstruct", files=parts, headers=headers, timeout=_LOOKED_AT)
             assert isinstance(request.stream, httpx.SyncByteStream)  # noqa: S101 - how httpx types it
             request.stream = _Body(request.stream, 0, int(request.headers["content-length"]), tell)
             try:
@@ -472,14 +477,14 @@ class _Service:
                 await trials.rest(problem)  # the key makes it safe
 
     async def _create_upload(self, source: _Source) -> str:
-        name = base64.b64encode(source.name.encode(errors="replace")).decode()
+        name = base64.b64encode(source.name.encode()).decode()
         headers = _TUS | {"Upload-Length": str(source.size), "Upload-Metadata": f"filename {name}"}
         answer = await self._ask("POST", "uploads", safe=False, headers=headers)
         return str(answer.headers.get("location", "")).rpartition("/")[2]
 
     async def _upload(self, id: str, source: _Source, sent: int, total: int, tell: Counted | None) -> None:
         """A whole file by tus (https://tus.io/protocols/resumable-upload), from wherever the service has it."""
-        path, offset, trials = f"uploads/{quote(id, safe='')}", 0, self._trials()
+        path, offset, trials = _upload_path(id), 0, self._trials()
         while offset < source.size:
             headers = _TUS | {
                 "Content-Type": "application/offset+octet-stream",
@@ -488,7 +493,7 @@ class _Service:
             }
             body = _Body(source.chunks(offset), sent + offset, total, tell)
             try:
-                await self._whole(self._request("PATCH", path, body, headers=headers, timeout=_RECEIVES))
+                await self._whole(self._request("PATCH", path, body, headers=headers, timeout=_LOOKED_AT))
                 return
             except (ServiceError, Unreachable) as problem:
                 # Too slow for one request; elsewhere by now; or the broken request has not been noticed there yet.
@@ -502,35 +507,38 @@ class _Service:
             offset = int(arrived)
 
     async def documents(self, id: str, ends: float) -> AsyncGenerator[JobDocument, None]:
-        """The job's document, now and at every change, for as long as it is asked for: from the stream of its events,
-        opened anew where it breaks; asked for again and again where no stream comes through. Raises Timeout."""
-        trials, streams = self._trials(ends), True
-        while True:
-            left = ends - time.monotonic()
-            if left <= 0:
-                raise _too_late()
-            if not streams:
-                answer = await self._ask("GET", _job_path(id), ends=ends)
-                yield _document(JobDocument, answer)
-                pause = (_retry_after(answer) or POLL_SECONDS) * random.uniform(1, 1.1)  # noqa: S311 - not all at once
-                await self.wire.pause(max(0.0, min(pause, ends - time.monotonic())))
-                continue
-            streams, silence = False, min(SILENCE, left)
-            problem: SceneliftError = Unreachable("The stream of the job's events ended before the job.")
+        """The job's document, now and at every change, for as long as it is asked for. Raises Timeout."""
+        for way in (self._heard, self._polled):
+            async with contextlib.aclosing(way(id, ends)) as documents:
+                async for document in documents:
+                    yield document
+
+    async def _heard(self, id: str, ends: float) -> AsyncGenerator[JobDocument, None]:
+        """From the stream of its events, opened anew where it breaks; it ends where one brings nothing at all."""
+        trials, heard = self._trials(ends), True
+        while heard:
+            silence, heard = min(SILENCE, _left(ends)), False
             try:
                 async with contextlib.aclosing(self._events(id, silence)) as events:
                     async for document in events:
-                        streams = True
+                        heard = True
                         trials.succeed()
                         yield document
-                        if ends - time.monotonic() < silence - 1:
+                        if _left(ends) < silence - 1:
                             break  # how long it may be silent cannot be changed while it is open
                     else:
-                        if streams:
-                            await trials.rest(problem)
-            except (ServiceError, Unreachable) as error:
-                if streams:
-                    await trials.rest(error)
+                        raise Unreachable("The stream of the job's events ended before the job.")
+            except (ServiceError, Unreachable) as problem:
+                if heard:
+                    await trials.rest(problem)
+
+    async def _polled(self, id: str, ends: float) -> AsyncGenerator[JobDocument, None]:
+        """By asking again and again, as often as the service says."""
+        while True:
+            answer = await self._ask("GET", _job_path(id), ends=ends)
+            yield _document(JobDocument, answer)
+            pause = (_retry_after(answer) or POLL_SECONDS) * random.uniform(1, 1.1)  # noqa: S311 - not all at once
+            await self.wire.pause(min(pause, _left(ends)))
 
     async def _events(self, id: str, silence: float) -> AsyncGenerator[JobDocument, None]:
         """The documents of one stream of events (https://html.spec.whatwg.org/multipage/server-sent-events.html); none
@@ -562,6 +570,7 @@ class _Service:
     async def download(
         self, document: JobDocument, folder: Path, names: Sequence[str], tell: Counted | None
     ) -> list[Path]:
+        """The paths of the files that are named, or of all, which are there whole."""
         known = {file.name: file for file in document.files}
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
@@ -572,20 +581,18 @@ class _Service:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", file.name):
                 raise UnexpectedAnswer(f"The service names a file {file.name!r}, which is not a plain name.")
         folder.mkdir(parents=True, exist_ok=True)
-        done, total, paths = 0, sum(file.bytes for file in wanted), []
+        done, total = 0, sum(file.bytes for file in wanted)
+
+        def count(here: int) -> None:
+            if tell is not None:
+                tell(done + here, total)
+
         for file in wanted:
-            target, before = folder / file.name, done
-
-            def count(here: int, before: int = before) -> None:
-                if tell is not None:
-                    tell(before + here, total)
-
-            if not await self.wire.aside(_holds, target, file):
-                await self._fetch(document.id, file, target, count)
-            done += file.bytes
+            if not await self.wire.aside(_holds, folder / file.name, file):
+                await self._fetch(document.id, file, folder / file.name, count)
             count(file.bytes)
-            paths.append(target)
-        return paths
+            done += file.bytes
+        return [folder / file.name for file in wanted]
 
     async def _fetch(self, id: str, file: FileDocument, target: Path, count: Callable[[int], None]) -> None:
         """One file, from where an earlier try stopped. It has its name once it is whole."""
@@ -651,6 +658,10 @@ def _job_path(id: str) -> str:
     return f"jobs/{quote(id, safe='')}"
 
 
+def _upload_path(id: str) -> str:
+    return f"uploads/{quote(id, safe='')}"
+
+
 def _unreachable(error: httpx.RequestError) -> Unreachable:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         what = "cannot be reached"
@@ -695,8 +706,12 @@ def _parsed(kind: type[Document], data: bytes) -> Document:
         ) from error
 
 
-def _too_late() -> Timeout:
-    return Timeout("The job had not ended in the time that was given.")
+def _left(ends: float) -> float:
+    """Seconds until then. Raises Timeout where there are none."""
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise Timeout("The job had not ended in the time that was given.")
+    return left
 
 
 class _Handle:
