@@ -71,8 +71,8 @@ Counted = Callable[[int, int], object]
 """Called with the bytes that have been sent or received, and with how many there are."""
 
 ADDRESS = "http://127.0.0.1:8000"
-RETRIES = 6
-"""Tries after the first that got nowhere: with the pauses between them, about 20 s."""
+RETRIES = 8
+"""Tries after the first that got nowhere: with the pauses between them half a minute, in which a service restarts."""
 FIRST_PAUSE, LAST_PAUSE = 0.5, 8.0
 """Seconds, doubled from try to try; up to half of each is left out, by chance."""
 LONGEST_PAUSE = 60.0
@@ -87,12 +87,9 @@ CHUNK = 1 << 16
 _PATIENCE = httpx.Timeout(30.0, connect=10.0)
 _LOOKED_AT = httpx.Timeout(30.0, connect=10.0, read=900.0)
 """For photos: the answer comes when all have been looked at, a video for minutes."""
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_UNDONE = (429, 503)
-"""Refused before anything was done: may be tried again whatever it was."""
-_UNKNOWN = (502, 504)
-"""A proxy cannot tell what was done: what does no harm twice may be tried again."""
+PASSING = frozenset((429, 502, 503, 504))
+"""Answers after which a request is made again, as after a broken connection."""
 _TUS = {"Tus-Resumable": "1.0.0"}
 
 T = TypeVar("T")
@@ -331,24 +328,28 @@ class _Trials:
         """It got further: the next failure is the first."""
         self._failed = 0
 
-    async def rest(self, problem: SceneliftError, *, safe: bool = True, also: Collection[int] = ()) -> None:
+    async def rest(self, problem: SceneliftError, passing: Collection[int] = PASSING) -> None:
         """The pause before the next try. Raises the problem where there is to be none, Timeout where it would be too
-        late; `safe`: doing it twice does no harm; `also`: more statuses that pass."""
+        late."""
         self._failed += 1
         pause = min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failed - 1)) * random.uniform(0.5, 1)  # noqa: S311
         if isinstance(problem, ServiceError):
-            passes = problem.status in (*_UNDONE, *also) or (safe and problem.status in _UNKNOWN)
+            passes = problem.status in passing
             pause = max(pause, problem.retry_after or 0)
         else:
-            cause = problem.__cause__
-            passes = isinstance(cause, _NOT_SENT) or (safe and not isinstance(cause, _HOPELESS))
+            passes = not isinstance(problem.__cause__, _HOPELESS)
         if not passes or self._failed > self._retries or pause > max(LONGEST_PAUSE, LAST_PAUSE):
             raise problem
         await self._wire.pause(min(pause, _left(self._ends)))
 
 
 class _Service:
-    """What is said to the service. Raises SceneliftError."""
+    """What is said to the service. Raises SceneliftError.
+
+    Each request may be made again when nobody knows what became of it: photos go with an Idempotency-Key and parts of
+    uploads with their offset, canceling and deleting twice is as good as once, and of an upload that was begun twice an
+    empty one stays behind, until it expires.
+    """
 
     def __init__(self, wire: _Wire, retries: int) -> None:
         self.wire = wire
@@ -386,7 +387,6 @@ class _Service:
         method: str,
         path: str,
         *,
-        safe: bool = True,
         fine: Collection[int] = (),
         ends: float = math.inf,
         **parts: Any,
@@ -398,7 +398,7 @@ class _Service:
             try:
                 return await self._whole(self._request(method, path, **(parts | limits)), fine)
             except (ServiceError, Unreachable) as problem:
-                await trials.rest(problem, safe=safe)
+                await trials.rest(problem)
 
     async def _whole(self, request: httpx.Request, fine: Collection[int] = ()) -> httpx.Response:
         response = await self._open(request, fine=fine)
@@ -479,7 +479,7 @@ class _Service:
     async def _create_upload(self, source: _Source) -> str:
         name = base64.b64encode(source.name.encode()).decode()
         headers = _TUS | {"Upload-Length": str(source.size), "Upload-Metadata": f"filename {name}"}
-        answer = await self._ask("POST", "uploads", safe=False, headers=headers)
+        answer = await self._ask("POST", "uploads", headers=headers)
         return str(answer.headers.get("location", "")).rpartition("/")[2]
 
     async def _upload(self, id: str, source: _Source, sent: int, total: int, tell: Counted | None) -> None:
@@ -497,7 +497,7 @@ class _Service:
                 return
             except (ServiceError, Unreachable) as problem:
                 # Too slow for one request; elsewhere by now; or the broken request has not been noticed there yet.
-                await trials.rest(problem, also=(408, 409, 423))
+                await trials.rest(problem, PASSING | {408, 409, 423})
             answer = await self._ask("HEAD", path, headers=_TUS)
             arrived = answer.headers.get("upload-offset", "")
             if not arrived.isdigit():
@@ -606,7 +606,7 @@ class _Service:
             except (ServiceError, Unreachable) as problem:
                 if part.exists() and part.stat().st_size > begun:
                     trials.succeed()
-                await trials.rest(problem, also=(416,))
+                await trials.rest(problem, PASSING | {416})
                 continue
             if await self.wire.aside(_holds, part, file):
                 part.replace(target)
@@ -842,8 +842,8 @@ def _headers(api_key: str | None) -> dict[str, str]:
 class Scenelift:
     """A Scenelift service. May be used by several threads. Methods raise SceneliftError.
 
-    What does no harm twice is tried again where the connection breaks, and where the service is busy (429, 502, 503,
-    504): `retries` times, as late as `Retry-After` says.
+    Where the connection breaks, or the service is busy (429, 502, 503, 504), a request is made again, at most `retries`
+    times and not before `Retry-After` says. None does harm twice: photos that are sent again make the same job.
     """
 
     def __init__(self, base_url: str = ADDRESS, api_key: str | None = None, *, retries: int = RETRIES) -> None:
