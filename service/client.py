@@ -872,6 +872,7 @@ class Scenelift:
         return _now(self._service.get(HealthDocument, "health", fine=(503,)))
 
     def workers(self) -> list[WorkerDocument]:
+        """The workers, as their last heartbeats tell."""
         return _now(self._service.get(WorkersDocument, "workers")).workers
 
     def close(self) -> None:
@@ -913,6 +914,7 @@ class AsyncScenelift:
         return await self._service.get(HealthDocument, "health", fine=(503,))
 
     async def workers(self) -> list[WorkerDocument]:
+        """As `Scenelift.workers`."""
         return (await self._service.get(WorkersDocument, "workers")).workers
 
     async def close(self) -> None:
