@@ -80,17 +80,15 @@ def _wait(address: str) -> None:
 
 
 def sizes() -> list[dict[str, Any]]:
-    """Every script and style sheet: bytes, and bytes as they are sent."""
-    files = sorted(
-        path for path in STATIC.rglob("*") if path.suffix in (".js", ".css", ".html") and "gallery" not in path.parts
-    )
+    """Every page, script and style sheet: bytes, and bytes as they are sent."""
+    files = sorted(path for pattern in ("*.html", "*.js", "assets/*") for path in STATIC.glob(pattern))
     return [
         {
             "file": str(path.relative_to(STATIC)),
             "bytes": path.stat().st_size,
             "gzip": len(gzip.compress(path.read_bytes())),
         }
-        for path in sorted(written)
+        for path in files
     ]
 
 
@@ -136,9 +134,10 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# The page",
         "",
-        f"`python -m bench.page`: headless Chromium {on['chromium'].partition('.')[0]}, {on['machine']}, {on['cores']} cores,",
-        "no GPU (WebGL drawn by the processor, so every frame is an upper bound), loopback, nothing cached; medians of",
-        f"{on['runs']} visits. Bytes are those sent; times are milliseconds from the start of the navigation.",
+        f"`python -m bench.page`: headless Chromium {on['chromium'].partition('.')[0]}, {on['machine']},",
+        f"{on['cores']} cores, no GPU (WebGL drawn by the processor, so every frame is an upper bound), loopback,",
+        f"nothing cached; medians of {on['runs']} visits. Bytes are those sent; times are",
+        "milliseconds from the start of the navigation.",
         "",
         "| page | files | code and style, kB | gallery, kB | usable | last byte of the scene | first frame |",
         "| --- | --- | --- | --- | --- | --- | --- |",
