@@ -28,6 +28,8 @@ const NO_3D = "This browser cannot draw in 3D, so here is a picture. The files c
 const GONE_3D = "This device has stopped drawing in 3D, so here is a picture. Reload the page to try again.";
 /** Milliseconds in which a device that has taken its graphics away gives them back, if it does. */
 const PATIENCE = 5_000;
+/** Height in CSS pixels from which there is room for the photos below the scene. */
+const ROOMY = 520;
 const FOOTING = "Walking: arrow keys or W A S D to move, drag to look around.";
 
 export class SceneliftViewer extends HTMLElement {
@@ -61,6 +63,8 @@ export class SceneliftViewer extends HTMLElement {
   private opened: { job: JobDocument; shown: Shown | null } | null = null;
   private about: About | null = null;
   private patience: ReturnType<typeof setTimeout> | undefined;
+  /** In a page, and begun. */
+  private living = false;
   private current: State = "empty";
 
   constructor() {
@@ -146,12 +150,14 @@ export class SceneliftViewer extends HTMLElement {
     scheme.addEventListener("change", this.coloured);
     this.dress();
     // Moved within its page, it keeps its scene.
-    if (!this.view) this.start(this.autoload);
+    if (!this.living) this.start(this.autoload);
+    this.living = true;
   }
 
   disconnectedCallback(): void {
     queueMicrotask(() => {
       if (this.isConnected) return;
+      this.living = false;
       document.removeEventListener("fullscreenchange", this.filled);
       scheme.removeEventListener("change", this.coloured);
       this.expand(false);
@@ -161,7 +167,7 @@ export class SceneliftViewer extends HTMLElement {
   }
 
   attributeChangedCallback(name: string, before: string | null, after: string | null): void {
-    if (!this.isConnected || before === after) return;
+    if (!this.living || before === after) return;
     if (name === "src") this.start(this.autoload);
     else if (name === "representation") void (this.representation && this.show(this.representation));
     else this.dress();
@@ -256,6 +262,8 @@ export class SceneliftViewer extends HTMLElement {
       this.tell(job, share);
     };
     this.dress();
+    // In a low place the photos would cover the scene until they are asked for.
+    this.flip("photos", this.switches.photos && this.stage.clientHeight >= ROOMY);
     const shown = await view.open(job, address, onProgress, signal, this.representation ?? undefined);
     this.settings.apply();
     view.walking = this.switches.walk ? "walk" : "orbit";

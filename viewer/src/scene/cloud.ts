@@ -17,9 +17,9 @@ import { firstHit, type Layer, quantiles, rankOf } from "./layer";
 import { readVertices } from "./ply";
 
 /** Diameter of a point's disc in spacings: 1 would just touch its neighbours, more closes surfaces seen aslant. */
-const DISC = 1.6;
-/** A disc is at most so many times as wide as its view's pixels are at its distance: gaps at depth edges stay open. */
-const WIDEST = 3;
+const DISC = 1.45;
+/** A disc that would be so many times as wide as is typical at its distance is none: its point stands at an edge. */
+const WIDEST = 2.5;
 
 const VERTEX = /* glsl */ `
 attribute vec4 tone;
@@ -60,15 +60,18 @@ export class Cloud implements Layer {
   /**
    * @param bytes scene.ply
    * @param fromFiles its axes to the world's
-   * @param centres where each view's camera is, in the file's axes
+   * @param eyes what each view's points were seen from
    * @param most points to keep, at most: evenly some of a file that has more
    */
-  constructor(bytes: ArrayBuffer, fromFiles: Matrix4, centres: Map<number, Vector3>, most: number) {
-    const read = readPoints(bytes, centres, most);
+  constructor(bytes: ArrayBuffer, fromFiles: Matrix4, eyes: Map<number, Eye>, most: number) {
+    const read = readPoints(bytes, eyes, most);
     this.total = read.total;
     this.count = read.spacing.length;
-    this.ranks = read.tones.filter((_, i) => i % 4 === 3);
-    for (const rank of this.ranks) this.fewer[rank + 1]! += 1 / (this.count || 1);
+    this.ranks = new Uint8Array(this.count);
+    for (let i = 0; i < this.count; i++) {
+      const rank = (this.ranks[i] = read.tones[4 * i + 3]!);
+      this.fewer[rank + 1]! += 1 / this.count;
+    }
     for (let i = 1; i <= 256; i++) this.fewer[i]! += this.fewer[i - 1]!;
 
     const geometry = new BufferGeometry();
@@ -137,6 +140,14 @@ export class Cloud implements Layer {
   }
 }
 
+/** The camera of a view, by which the distances between its points are judged. */
+export interface Eye {
+  /** In the file's axes. */
+  centre: Vector3;
+  /** Width at distance 1 of a pixel of the grid that the points were made on. */
+  pixel: number;
+}
+
 interface Read {
   total: number;
   positions: Float32Array;
@@ -146,71 +157,72 @@ interface Read {
   spacing: Float32Array;
 }
 
-function readPoints(bytes: ArrayBuffer, centres: Map<number, Vector3>, most: number): Read {
+function readPoints(bytes: ArrayBuffer, eyes: Map<number, Eye>, most: number): Read {
   const file = readVertices(bytes);
-  const [x, y, z] = ["x", "y", "z"].map((name) => file.reader(name));
-  if (!x || !y || !z) throw new Error("This PLY file has no points.");
-  const white = () => 255;
-  const [red, green, blue] = ["red", "green", "blue"].map((name) => file.reader(name) ?? white);
-  const sureness = file.reader("confidence") ?? (() => 1);
-  const view = file.reader("view") ?? (() => 0);
-
   const step = Math.max(1, Math.ceil(file.count / most));
-  const count = Math.floor(file.count / step);
-  const byteOf = (index: number) => file.start + index * step * file.stride;
-
-  // In the file's order, which is that of the photos' pixels, neighbours follow one another.
-  const wide = new Float32Array(count);
-  const depth = new Float32Array(count);
-  const sure = new Float32Array(count);
-  const pixels = new Map<number, number>();
-  let [px, py, pz, pview] = [NaN, NaN, NaN, -1];
-  let centre = new Vector3();
-  for (let i = 0; i < count; i++) {
-    const byte = byteOf(i);
-    const [cx, cy, cz, cview] = [x(byte), y(byte), z(byte), view(byte)];
-    if (cview !== pview) {
-      px = NaN;
-      centre = centres.get(cview) ?? new Vector3();
-    }
-    const gap = Math.hypot(cx - px, cy - py, cz - pz);
-    wide[i] = gap || Infinity;
-    if (i > 0 && gap < wide[i - 1]!) wide[i - 1] = gap;
-    depth[i] = Math.hypot(cx - centre.x, cy - centre.y, cz - centre.z);
-    sure[i] = sureness(byte);
-    [px, py, pz, pview] = [cx, cy, cz, cview];
-  }
-  for (let begin = 0; begin < count; ) {
-    const own = view(byteOf(begin));
-    let end = begin;
-    while (end < count && view(byteOf(end)) === own) end++;
-    pixels.set(own, typicalRatio(wide.subarray(begin, end), depth.subarray(begin, end)));
-    begin = end;
-  }
+  const column = (name: string, fallback: number) =>
+    file.column(name, step) ?? new Float32Array(Math.floor(file.count / step)).fill(fallback);
+  const [x, y, z] = [column("x", 0), column("y", 0), column("z", 0)];
+  const [red, green, blue] = [column("red", 255), column("green", 255), column("blue", 255)];
+  const sure = column("confidence", 1);
+  const gaps = spacings(x, y, z, column("view", 0), eyes);
 
   const edges = quantiles(sure);
-  const order = shuffled(count);
-  const positions = new Float32Array(3 * count);
-  const tones = new Uint8Array(4 * count);
-  const spacing = new Float32Array(count);
-  for (let i = 0; i < count; i++) {
+  const order = shuffled(x.length);
+  const positions = new Float32Array(3 * x.length);
+  const tones = new Uint8Array(4 * x.length);
+  const spacing = new Float32Array(x.length);
+  for (let i = 0; i < order.length; i++) {
     const from = order[i]!;
-    const byte = byteOf(from);
-    positions[3 * i] = x(byte);
-    positions[3 * i + 1] = y(byte);
-    positions[3 * i + 2] = z(byte);
-    tones[4 * i] = red!(byte);
-    tones[4 * i + 1] = green!(byte);
-    tones[4 * i + 2] = blue!(byte);
+    positions[3 * i] = x[from]!;
+    positions[3 * i + 1] = y[from]!;
+    positions[3 * i + 2] = z[from]!;
+    tones[4 * i] = red[from]!;
+    tones[4 * i + 1] = green[from]!;
+    tones[4 * i + 2] = blue[from]!;
     tones[4 * i + 3] = rankOf(sure[from]!, edges);
-    const pixel = pixels.get(view(byte))! * depth[from]!;
-    // A file of which only some is kept has gaps along its rows that its columns do not have.
-    spacing[i] = Math.min(Math.max(wide[from]! / Math.sqrt(step), pixel), WIDEST * pixel);
+    spacing[i] = gaps[from]!;
   }
   return { total: file.count, positions, tones, spacing };
 }
 
-/** Width of a view's pixels at distance 1: the median of spacing by distance, of some of its points. */
+/**
+ * Each point's distance to its neighbours on the surface, about.
+ *
+ * In the file's order, which is that of the photos' pixels, the nearer of a point's two neighbours in its row counts.
+ */
+function spacings(x: Float32Array, y: Float32Array, z: Float32Array, view: Float32Array, eyes: Map<number, Eye>) {
+  const gaps = new Float32Array(x.length);
+  const depth = new Float32Array(x.length);
+  for (let begin = 0, end = 0; begin < x.length; begin = end) {
+    const eye = eyes.get(view[begin]!);
+    const { x: ex, y: ey, z: ez } = eye?.centre ?? new Vector3();
+    let last = Infinity;
+    for (end = begin; end < x.length && view[end] === view[begin]; end++) {
+      const [cx, cy, cz] = [x[end]!, y[end]!, z[end]!];
+      const next = end + 1 < x.length ? distance(cx - x[end + 1]!, cy - y[end + 1]!, cz - z[end + 1]!) : Infinity;
+      gaps[end] = Math.min(last, next);
+      depth[end] = distance(cx - ex, cy - ey, cz - ez);
+      last = next;
+    }
+    const along = typicalRatio(gaps.subarray(begin, end), depth.subarray(begin, end));
+    // Where only some points are kept, gaps along rows grow faster than those on the surface: as its square.
+    const typical = Math.sqrt(along * Math.min(eye?.pixel ?? along, along));
+    for (let i = begin; i < end; i++) {
+      const least = typical * depth[i]!;
+      const wide = (typical / along) * gaps[i]!;
+      gaps[i] = wide > least && wide < WIDEST * least ? wide : least;
+    }
+  }
+  return gaps;
+}
+
+/** Math.hypot is exact at the ends of its range, and ten times slower. */
+function distance(x: number, y: number, z: number): number {
+  return Math.sqrt(x * x + y * y + z * z);
+}
+
+/** The median of spacing by distance, of some of a view's points. */
 function typicalRatio(spacing: Float32Array, depth: Float32Array): number {
   const step = Math.max(1, Math.floor(spacing.length / 5_000));
   const ratios = new Float32Array(Math.ceil(spacing.length / step)).map((_, i) => spacing[i * step]! / depth[i * step]!);
@@ -220,7 +232,8 @@ function typicalRatio(spacing: Float32Array, depth: Float32Array): number {
 
 /** 0 to count - 1 in an order that looks random and is the same every time. */
 function shuffled(count: number): Uint32Array {
-  const order = new Uint32Array(count).map((_, i) => i);
+  const order = new Uint32Array(count);
+  for (let i = 0; i < count; i++) order[i] = i;
   let state = 1;
   for (let i = count - 1; i > 0; i--) {
     // Numerical Recipes' linear congruential generator; its upper bits are the random ones.

@@ -14,6 +14,8 @@ const TURN = Math.PI;
 const NOTCH = 0.12;
 /** Seconds in which a movement dies down, and in which a flight is made. */
 const COAST = 0.09;
+/** Heights of the canvas a second at which one coasts at most. */
+const COAST_MOST = 1.5;
 const FLIGHT = 0.8;
 /** Walking speed a second, and nearest approach, in scales of the scene; and how much faster with shift. */
 const PACE = 0.5;
@@ -41,6 +43,7 @@ interface Press {
   at: Vector2;
   began: Vector2;
   time: number;
+  moved: number;
   pans: boolean;
   still: boolean;
 }
@@ -71,7 +74,8 @@ export class Controls {
   private level = true;
   private stirred = false;
   private lastMove = 0;
-  private readonly coasting = { yaw: 0, pitch: 0, pan: new Vector2() };
+  /** Radians and pixels a second. */
+  private readonly coasting = { turn: new Vector2(), pan: new Vector2() };
   private readonly speed = { turn: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
   private readonly presses = new Map<number, Press>();
   private readonly keys = new Set<string>();
@@ -159,10 +163,9 @@ export class Controls {
     this.canvas.setPointerCapture(event.pointerId);
     const at = new Vector2(event.offsetX, event.offsetY);
     const pans = event.button !== 0 || event.shiftKey || event.ctrlKey || event.metaKey;
-    this.presses.set(event.pointerId, { at, began: at.clone(), time: event.timeStamp, pans, still: true });
+    this.presses.set(event.pointerId, { at, began: at.clone(), time: event.timeStamp, moved: event.timeStamp, pans, still: true });
     if (this.presses.size > 1) for (const press of this.presses.values()) press.still = false;
-    this.coasting.yaw = this.coasting.pitch = 0;
-    this.coasting.pan.set(0, 0);
+    this.halt();
     this.listener.hovered(null);
   }
 
@@ -182,9 +185,8 @@ export class Controls {
     press.at.copy(at);
     this.begin();
     if (other) this.pinch(by.multiplyScalar(0.5), spread[1]! / (spread[0]! || 1), other.at.clone().lerp(at, 0.5));
-    else if (press.pans) this.pan(by, true);
-    else if (this.walking === "walk") this.look(by);
-    else this.orbit((-TURN * by.x) / this.height, (-TURN * by.y) / this.height, true);
+    else this.follow(by, press.pans, Math.max((event.timeStamp - press.moved) / 1000, 1 / 120));
+    press.moved = event.timeStamp;
   }
 
   private release(event: PointerEvent, ended: boolean): void {
@@ -213,7 +215,7 @@ export class Controls {
   }
 
   /** Turn about the pivot, wherever it is in the picture: it stays there. */
-  private orbit(yaw: number, pitch: number, byHand = false): void {
+  private orbit(yaw: number, pitch: number): void {
     const to = MathUtils.clamp(this.pitch + pitch, -STEEPEST, STEEPEST);
     const offset = this.camera.position.clone().sub(this.pivot).applyAxisAngle(UP, yaw);
     this.yaw += yaw;
@@ -221,10 +223,17 @@ export class Controls {
     this.pitch = to;
     this.camera.position.copy(this.pivot).add(offset);
     this.turnCamera();
-    if (byHand) {
-      this.coasting.yaw = 0.5 * this.coasting.yaw + 0.5 * yaw * 60;
-      this.coasting.pitch = 0.5 * this.coasting.pitch + 0.5 * pitch * 60;
-    }
+  }
+
+  /** Do what one pointer does that moves, and remember how fast, to coast on when it is let go. */
+  private follow(by: Vector2, pans: boolean, seconds: number): void {
+    if (!pans && this.walking === "walk") return this.look(by);
+    const turn = by.clone().multiplyScalar(-TURN / this.height);
+    if (pans) this.pan(by);
+    else this.orbit(turn.x, turn.y);
+    const { pan, turn: turning } = this.coasting;
+    pan.lerp(pans ? by.divideScalar(seconds).clampLength(0, COAST_MOST * this.height) : new Vector2(), 0.4);
+    turning.lerp(pans ? new Vector2() : turn.divideScalar(seconds).clampLength(0, COAST_MOST * TURN), 0.4);
   }
 
   /** Turn the head: what is under the pointer goes with it. */
@@ -235,11 +244,10 @@ export class Controls {
     this.turnCamera();
   }
 
-  private pan(by: Vector2, byHand = false): void {
+  private pan(by: Vector2): void {
     const move = new Vector3(-by.x, by.y, 0).multiplyScalar(this.grain).applyQuaternion(this.camera.quaternion);
     this.camera.position.add(move);
     this.pivot.add(move);
-    if (byHand) this.coasting.pan.lerp(by.clone().multiplyScalar(60), 0.5);
   }
 
   private pinch(by: Vector2, factor: number, middle: Vector2): void {
@@ -340,15 +348,13 @@ export class Controls {
   }
 
   private coast(seconds: number): boolean {
-    const { coasting } = this;
-    if (this.presses.size) return false;
-    if (Math.hypot(coasting.yaw, coasting.pitch) < 0.01 && coasting.pan.length() < 3) return false;
-    this.orbit(coasting.yaw * seconds, coasting.pitch * seconds);
-    this.pan(coasting.pan.clone().multiplyScalar(seconds));
+    const { turn, pan } = this.coasting;
+    if (this.presses.size || (turn.length() < 0.01 && pan.length() < 3)) return false;
+    this.orbit(turn.x * seconds, turn.y * seconds);
+    this.pan(pan.clone().multiplyScalar(seconds));
     const left = Math.exp(-seconds / COAST);
-    coasting.yaw *= left;
-    coasting.pitch *= left;
-    coasting.pan.multiplyScalar(left);
+    turn.multiplyScalar(left);
+    pan.multiplyScalar(left);
     return true;
   }
 
@@ -388,7 +394,7 @@ export class Controls {
   }
 
   private halt(): void {
-    this.coasting.yaw = this.coasting.pitch = 0;
+    this.coasting.turn.set(0, 0);
     this.coasting.pan.set(0, 0);
   }
 }

@@ -1,30 +1,20 @@
 /** The distance between two places on the surface: marks, a line, and its length in scene units. */
 
-import {
-  BufferGeometry,
-  CanvasTexture,
-  Group,
-  Line,
-  LineBasicMaterial,
-  Sprite,
-  SpriteMaterial,
-  SRGBColorSpace,
-  type Vector3,
-} from "three";
+import { CanvasTexture, Group, Sprite, SpriteMaterial, SRGBColorSpace, type Vector3 } from "three";
+import { LineMaterial } from "three/addons/lines/LineMaterial.js";
+import { LineSegments2 } from "three/addons/lines/LineSegments2.js";
+import { LineSegmentsGeometry } from "three/addons/lines/LineSegmentsGeometry.js";
 
 /** Sizes on the canvas in CSS pixels. */
 const MARK = 14;
 const LABEL = { width: 96, height: 28 };
+const DARK = "#16211f";
 /** Canvas pixels for each, so that text is sharp. */
 const SHARP = 3;
 
 export class Measure {
   readonly object = new Group();
   private readonly ends: Vector3[] = [];
-
-  constructor() {
-    this.object.renderOrder = 20;
-  }
 
   /** Set the first end, then the second, then a first again; the distance once there are both. */
   add(place: Vector3): number | null {
@@ -34,11 +24,12 @@ export class Measure {
     const [from, to] = this.ends;
     if (!from || !to) return null;
     const distance = from.distanceTo(to);
-    const geometry = new BufferGeometry().setFromPoints([from, to]);
-    const line = new Line(geometry, new LineBasicMaterial({ color: "white", depthTest: false, transparent: true }));
-    line.renderOrder = 20;
     const middle = from.clone().lerp(to, 0.5);
-    this.object.add(line, sprite(label(`${distance.toPrecision(3)} units`), middle, LABEL.width, LABEL.height));
+    const text = sprite(label(`${distance.toPrecision(3)} units`), middle, LABEL.width, LABEL.height);
+    // Above the line, which it would hide.
+    text.center.y = -0.4;
+    // Dark below light: seen on every colour.
+    this.object.add(line(from, to, DARK, 5), line(from, to, "white", 2), text);
     return distance;
   }
 
@@ -48,9 +39,9 @@ export class Measure {
 
   clear(): void {
     this.ends.length = 0;
-    for (const part of [...this.object.children] as (Sprite | Line<BufferGeometry, LineBasicMaterial>)[]) {
+    for (const part of [...this.object.children] as (Sprite | LineSegments2)[]) {
       part.removeFromParent();
-      if (part instanceof Line) part.geometry.dispose();
+      if (part instanceof LineSegments2) part.geometry.dispose();
       else part.material.map?.dispose();
       part.material.dispose();
     }
@@ -75,6 +66,13 @@ function sprite(canvas: HTMLCanvasElement, place: Vector3, width: number, height
   return made;
 }
 
+function line(from: Vector3, to: Vector3, color: string, linewidth: number): LineSegments2 {
+  const geometry = new LineSegmentsGeometry().setPositions([...from, ...to]);
+  const made = new LineSegments2(geometry, new LineMaterial({ color, linewidth, depthTest: false, transparent: true }));
+  made.renderOrder = 20;
+  return made;
+}
+
 function disc(): HTMLCanvasElement {
   const [canvas, context] = blank(MARK, MARK);
   const middle = (SHARP * MARK) / 2;
@@ -90,7 +88,7 @@ function disc(): HTMLCanvasElement {
 
 function label(text: string): HTMLCanvasElement {
   const [canvas, context] = blank(LABEL.width, LABEL.height);
-  context.fillStyle = "rgb(15 23 42 / 0.85)";
+  context.fillStyle = DARK;
   context.beginPath();
   context.roundRect(0, 0, canvas.width, canvas.height, canvas.height / 2);
   context.fill();

@@ -7,8 +7,6 @@ import {
   Color,
   DoubleSide,
   Group,
-  LineBasicMaterial,
-  LineSegments,
   LinearFilter,
   Matrix3,
   Mesh,
@@ -21,6 +19,9 @@ import {
   Texture,
   Vector3,
 } from "three";
+import { LineMaterial } from "three/addons/lines/LineMaterial.js";
+import { LineSegments2 } from "three/addons/lines/LineSegments2.js";
+import { LineSegmentsGeometry } from "three/addons/lines/LineSegmentsGeometry.js";
 
 import type { Photo, World } from "./world";
 
@@ -30,6 +31,8 @@ const OF_SCALE = { least: 0.035, most: 0.075 };
 /** Side in pixels of a photo's cell in photos.webp. */
 const CELL = 384;
 const LINE = { plain: new Color("#0f766e"), lit: new Color("#f59e0b") };
+/** CSS pixels. */
+const WIDTH = { plain: 1.5, lit: 4 };
 /** Opacity of a face without its photo. */
 const FACE = 0.25;
 
@@ -104,7 +107,7 @@ export class Photos {
 class Frustum {
   readonly object = new Group();
   readonly face: Mesh<BufferGeometry, MeshBasicMaterial>;
-  private readonly lines: LineSegments<BufferGeometry, LineBasicMaterial>;
+  private readonly lines: LineSegments2;
   private readonly badge: Sprite;
 
   constructor(
@@ -119,10 +122,10 @@ class Frustum {
       return [at.x, -at.y, -at.z];
     };
     const corners = [corner(0, 0), corner(width, 0), corner(width, height), corner(0, height)];
-    const geometry = new BufferGeometry();
-    geometry.setAttribute("position", new BufferAttribute(new Float32Array([[0, 0, 0], ...corners].flat()), 3));
-    geometry.setIndex([0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1]);
-    this.lines = new LineSegments(geometry, new LineBasicMaterial({ color: LINE.plain }));
+    const apex = [0, 0, 0];
+    const lines = corners.flatMap((here, i) => [...apex, ...here, ...here, ...corners[(i + 1) % 4]!]);
+    const geometry = new LineSegmentsGeometry().setPositions(lines);
+    this.lines = new LineSegments2(geometry, new LineMaterial({ color: LINE.plain, linewidth: WIDTH.plain }));
 
     const plane = new BufferGeometry();
     plane.setAttribute("position", new BufferAttribute(new Float32Array(corners.flat()), 3));
@@ -134,7 +137,7 @@ class Frustum {
     this.badge = new Sprite(new SpriteMaterial({ map: numeral(photo.view + 1), transparent: true }));
     const [left, top] = [corners[0]![0]!, corners[0]![1]!];
     this.badge.position.set(left, top, -length);
-    this.badge.scale.setScalar(0.32 * length);
+    this.badge.scale.setScalar(0.24 * length);
 
     this.object.add(this.lines, this.face, this.badge);
     this.object.matrix.copy(pose);
@@ -159,7 +162,9 @@ class Frustum {
   }
 
   set highlit(on: boolean) {
-    this.lines.material.color.copy(on ? LINE.lit : LINE.plain);
+    const look = on ? "lit" : "plain";
+    this.lines.material.color.copy(LINE[look]);
+    this.lines.material.linewidth = WIDTH[look];
     this.face.material.opacity = this.face.material.map ? 1 : on ? 2 * FACE : FACE;
   }
 

@@ -12,6 +12,10 @@ const MOST_PIXELS_PER_PIXEL = 2;
 const SLOW = 38;
 const FAST = 21;
 const LEAST_SHARE = 0.04;
+/** What is drawn while moving at first, until that has been measured. */
+const FIRST_SHARE = { large: 1, small: 0.5, software: 0.1 };
+/** Milliseconds that a frame counts for at most: a flight is not to end in one leap. */
+const LONGEST = 200;
 /** Milliseconds after the last movement until everything is drawn. */
 const REST = 160;
 
@@ -30,7 +34,7 @@ export class Stage {
   private rest: ReturnType<typeof setTimeout> | undefined;
   private moving = false;
   private interval = 0;
-  private share = 1;
+  private share: number;
   private coarse = false;
   private readonly observer: ResizeObserver;
 
@@ -41,6 +45,7 @@ export class Stage {
     } catch (cause) {
       throw new NoWebGL("This browser has no WebGL 2.", { cause });
     }
+    this.share = FIRST_SHARE[this.graphics];
     this.observer = new ResizeObserver(() => this.fit());
     this.observer.observe(canvas);
     this.fit();
@@ -97,6 +102,8 @@ export class Stage {
     clearTimeout(this.rest);
     this.observer.disconnect();
     this.renderer.dispose();
+    // Else the browser holds the graphics until it happens to collect them, and counts it among the few it allows.
+    this.renderer.forceContextLoss();
   }
 
   private draw(now: number): void {
@@ -104,29 +111,33 @@ export class Stage {
     const elapsed = now - this.last;
     this.last = now;
     // After a pause, the time since the last frame says nothing.
-    const running = this.moving && elapsed < 1000;
-    const moves = this.onFrame(running ? elapsed / 1000 : 1 / 60);
+    const moves = this.onFrame(this.moving ? Math.min(elapsed, LONGEST) / 1000 : 1 / 60);
     if (moves) {
-      if (running) this.adapt(elapsed);
-      this.quality(this.share, this.coarse);
       clearTimeout(this.rest);
-      this.rest = setTimeout(() => {
-        this.moving = false;
-        this.interval = 0;
-        this.quality(1, false);
-        this.request();
-      }, REST);
+      this.rest = undefined;
+      if (this.moving) this.adapt(elapsed);
       this.moving = true;
+      this.quality(this.share, this.coarse);
       this.request();
+    } else if (this.moving) {
+      this.rest ??= setTimeout(() => this.settle(), REST);
     }
     this.renderer.render(this.scene, this.camera);
   }
 
+  private settle(): void {
+    this.rest = undefined;
+    this.moving = false;
+    this.interval = 0;
+    this.quality(1, false);
+    this.request();
+  }
+
   private adapt(elapsed: number): void {
-    this.interval = this.interval ? 0.7 * this.interval + 0.3 * elapsed : elapsed;
+    this.interval = this.interval ? 0.6 * this.interval + 0.4 * elapsed : elapsed;
     if (this.interval > SLOW) {
       if (!this.coarse && this.renderer.getPixelRatio() > 1) this.coarse = true;
-      else this.share = Math.max(this.share * Math.max(0.5, SLOW / this.interval), LEAST_SHARE);
+      else this.share = Math.max(this.share * Math.max(0.3, SLOW / this.interval), LEAST_SHARE);
     } else if (this.interval < FAST) {
       this.share = Math.min(1.1 * this.share, 1);
     }

@@ -271,11 +271,14 @@ export class SceneView extends EventTarget {
     if (representation === "mesh") return (await import("./mesh")).TexturedMesh.read(bytes);
     if (representation === "points") {
       const toFiles = fromFiles.clone().invert();
-      const centres = new Map(
-        this.world.photos.map(({ view, pose }) => [view, new Vector3().setFromMatrixPosition(pose).applyMatrix4(toFiles)]),
+      const eyes = new Map(
+        this.world.photos.map(({ view, pose, pixel }) => {
+          const centre = new Vector3().setFromMatrixPosition(pose).applyMatrix4(toFiles);
+          return [view, { centre, pixel }];
+        }),
       );
       const isPhone = matchMedia("(pointer: coarse)").matches && Math.min(screen.width, screen.height) < 800;
-      return new Cloud(bytes, fromFiles, centres, isPhone ? MOST_POINTS.phone : MOST_POINTS.desktop);
+      return new Cloud(bytes, fromFiles, eyes, isPhone ? MOST_POINTS.phone : MOST_POINTS.desktop);
     }
     const { Splats } = await import("./splats");
     const file = this.fileOf(representation).name as SplatFile;

@@ -11,6 +11,8 @@ export interface Photo {
   height: number;
   /** Intrinsics in pixels of the original. */
   K: number[][];
+  /** Width at distance 1 of a pixel of the grid that its points were made on. */
+  pixel: number;
   /** Camera to world, both OpenGL's way: x right, y up, z back. */
   pose: Matrix4;
 }
@@ -29,7 +31,14 @@ export interface World {
 export interface CamerasFile {
   reference: number;
   up: number[];
-  views: { name: string; width: number; height: number; K: number[][] | null; camera_to_world: number[][] | null }[];
+  views: {
+    name: string;
+    width: number;
+    height: number;
+    K: number[][] | null;
+    K_grid: number[][] | null;
+    camera_to_world: number[][] | null;
+  }[];
 }
 
 export interface Pose {
@@ -62,8 +71,9 @@ export function worldOf(file: CamerasFile | null): World {
 
   const toWorld = (pose: Matrix4) => fromFiles.clone().multiply(pose).multiply(FLIP);
   const photos: Photo[] = [];
-  for (const [view, { name, width, height, K, camera_to_world }] of (file?.views ?? []).entries()) {
-    if (K && camera_to_world) photos.push({ view, name, width, height, K, pose: toWorld(matrix(camera_to_world)) });
+  for (const [view, { name, width, height, K, K_grid, camera_to_world }] of (file?.views ?? []).entries()) {
+    if (!K || !K_grid || !camera_to_world) continue;
+    photos.push({ view, name, width, height, K, pixel: 1 / K_grid[0]![0]!, pose: toWorld(matrix(camera_to_world)) });
   }
   return { fromFiles, photos, views: file?.views.length ?? 0, reference: toWorld(own) };
 }
