@@ -34,7 +34,7 @@ from service.settings import Settings
 
 log = structlog.get_logger()
 
-PUBLIC = frozenset(("/", "/docs", "/livez", "/readyz", "/health"))
+PUBLIC = frozenset(("/", "/view/{id}", "/static/{path:path}", "/docs", "/livez", "/readyz", "/health"))
 """Routes without a caller. They tell nothing of jobs, and /health tells of workers only to callers."""
 LINKED = frozenset(("/jobs/{id}", "/jobs/{id}/events", "/jobs/{id}/files/all.zip", "/jobs/{id}/files/{name}"))
 """Routes that a link opens, to GET and HEAD alone."""

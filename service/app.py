@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Match
 
-from service import tus
+from service import pages, tus
 from service.access import Guard, caller, describe
 from service.errors import Problem, disk_full
 from service.fetch import Fetcher
@@ -42,6 +42,7 @@ from service.webhooks import Webhooks
 log = structlog.get_logger()
 
 DESCRIPTION = "A handful of photos in; a coloured point cloud, cameras and Gaussians out."
+ROUTERS = (router, tus.router, pages.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -55,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         watcher = Watcher(queue)
         storage = Storage.of(settings)
         incoming = Incoming(settings, storage)
+        app.state.pages = await asyncio.to_thread(pages.built)
         app.state.guard = Guard(settings, queue, Keys(storage))
         webhooks = Webhooks(settings, queue, storage, metrics=metrics)
         app.state.backend = Backend(
@@ -89,8 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(router)
-    app.include_router(tus.router)
+    for part in ROUTERS:
+        app.include_router(part)
     app.add_api_route("/docs", docs_page, include_in_schema=False)
     # Keys are sent on purpose, never by a browser of itself: no credentials in CORS's sense, so `*` may be exposed.
     app.add_middleware(
@@ -156,8 +158,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         problem = Problem(404, "not-found", "There is nothing at this address.", "GET /docs lists what there is.")
     elif error.status_code == 405:
-        # Starlette names the methods of the first route of this address alone.
-        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        # Starlette names the methods of the first route of this address alone, and the application keeps its routers'.
+        routes = [*request.app.routes, *(route for part in ROUTERS for route in part.routes)]
+        here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
         allowed = ", ".join(sorted({method for route in here for method in getattr(route, "methods", None) or ()}))
         problem = Problem(
             405, "method-not-allowed", f"{request.method} cannot be used here.", headers={"Allow": allowed}

@@ -20,10 +20,12 @@ HEADERS = {
 """Of every answer, unless its route sets them itself."""
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "connect-src 'self' blob: data:; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
+    "connect-src 'self' blob: data:; img-src 'self' blob: data:; style-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """Of HTML pages: what comes from here runs, WebAssembly and workers of its own included, and nothing else."""
+FRAMED_POLICY = PAGE_POLICY.replace("frame-ancestors 'none'", "frame-ancestors *")
+"""Of the page that other sites may frame."""
 
 
 class Hardened:
@@ -62,3 +64,9 @@ async def docs_page() -> Response:
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return page
+
+
+def matches(header: str, etag: str) -> bool:
+    """`If-None-Match` (RFC 9110, 13.1.2): a list of tags, compared weakly."""
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag in tags

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from service import uploads
 from service.access import Caller, TheCaller, make_token, visitor, welcome
 from service.errors import Problem, disk_full, draining, unknown_job
+from service.headers import matches
 from service.incoming import Incoming
 from service.intake import Intake
 from service.jobs import JOB_ID, Queue
@@ -462,7 +463,7 @@ async def get_archive(request: Request, job: TheJob, backend: TheBackend) -> Res
     # The same files make the same zip, byte by byte.
     etag = f'"{hashlib.sha256("".join(file.name + file.sha256 for file in job.files).encode()).hexdigest()}"'
     headers = _kept(job, etag, f"scenelift-{job.id[:8]}.zip")
-    if _matches(request.headers.get("if-none-match", ""), etag):
+    if matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     headers["Accept-Ranges"] = "none"
     attempt = await backend.queue.attempt(job.id)
@@ -483,7 +484,7 @@ async def get_file(request: Request, name: str, job: TheJob, backend: TheBackend
         raise no_file(job)
     etag = f'"{file.sha256}"'
     headers = _kept(job, etag, file.name) | {"Accept-Ranges": "bytes"}
-    if _matches(request.headers.get("if-none-match", ""), etag):
+    if matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
     path = result_path(job.id, await backend.queue.attempt(job.id), file.name)
     if backend.settings.storage_redirect and request.method == "GET":
@@ -519,12 +520,6 @@ def no_file(job: JobDocument) -> Problem:
     if job.status in FINAL:
         return Problem(404, "unknown-file", "The job has no such file.", "The job's document lists its files.")
     return Problem(404, "not-finished", "The job has no files yet.", "Wait until its status is succeeded.")
-
-
-def _matches(header: str, etag: str) -> bool:
-    """`If-None-Match` (RFC 9110, 13.1.2): a list of tags, compared weakly."""
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or etag in tags
 
 
 def _range(header: str, file: FileDocument) -> tuple[int, int] | None:
@@ -609,8 +604,3 @@ async def get_metrics(backend: TheBackend) -> Response:
     for state in ("starting", "ready", "busy", "draining", "unhealthy"):
         metrics.workers.labels(state).set(sum(worker.state == state for worker in workers))
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
-    return RedirectResponse("/docs")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 OUTPUTS: dict[str, str] = {
     "scene.ply": "application/vnd.ply",
     "scene.glb": "model/gltf-binary",
+    "mesh.glb": "model/gltf-binary",
     "scene.splat": "application/octet-stream",
     "gaussians.ply": "application/vnd.ply",
     "gaussians.spz": "application/octet-stream",
@@ -17,6 +18,7 @@ OUTPUTS: dict[str, str] = {
     "colmap.zip": "application/zip",
     "transforms.json": "application/json",
     "pointmaps.npz": "application/octet-stream",
+    "photos.webp": "image/webp",
     "preview.webp": "image/webp",
     "matches.npz": "application/octet-stream",
     "matches.webp": "image/webp",

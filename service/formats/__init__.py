@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from model.types import Scene
-from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
+from service.formats import cameras, colmap, depth, glb, matches, mesh, photos, ply, pointmaps, preview, splat, spz
 from service.formats.tracks import Tracks, find_tracks
 
 Buffer = bytes | bytearray | memoryview
@@ -31,6 +31,7 @@ class Encoder:
 _ENCODERS: dict[str, Callable[[Encoder], Buffer]] = {
     "scene.ply": lambda of: ply.encode_cloud(of.scene.cloud),
     "scene.glb": lambda of: glb.encode(of.scene),
+    "mesh.glb": lambda of: mesh.encode(of.scene),
     "scene.splat": lambda of: splat.encode(of.scene.splats),
     "gaussians.ply": lambda of: ply.encode_gaussians(of.scene.splats),
     "gaussians.spz": lambda of: spz.encode(of.scene.splats),
@@ -38,6 +39,7 @@ _ENCODERS: dict[str, Callable[[Encoder], Buffer]] = {
     "colmap.zip": lambda of: colmap.encode(of.tracks),
     "transforms.json": lambda of: cameras.encode_transforms(of.scene),
     "pointmaps.npz": lambda of: pointmaps.encode(of.scene),
+    "photos.webp": lambda of: photos.encode(of.scene.views),
     "preview.webp": lambda of: preview.encode(of.scene),
     "matches.npz": lambda of: matches.encode(of.scene, of.tracks),
     "matches.webp": lambda of: matches.encode_picture(of.tracks),

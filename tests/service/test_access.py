@@ -564,7 +564,7 @@ async def test_keys_and_tokens_are_nowhere_to_be_read(settings, ring, alice, ser
 async def test_answers_tell_browsers_to_be_careful(alone):
     listed = alone.model_copy(update={"cors_origins": "https://a.example, https://b.example/"})
     async with serving(listed) as client:
-        for answer in (await client.get("/models"), await client.get("/nowhere"), await client.get("/")):
+        for answer in (await client.get("/models"), await client.get("/nowhere"), await client.get("/livez")):
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["referrer-policy"] == "no-referrer"
             assert "default-src 'none'; frame-ancestors 'none'" in answer.headers["content-security-policy"]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from model.types import Camera, PointCloud, Splats
 from service import formats
-from service.formats import cameras, colmap, depth, glb, matches, ply, pointmaps, preview, splat, spz
+from service.formats import cameras, colmap, depth, glb, matches, photos, ply, pointmaps, preview, splat, spz
 from service.formats.tracks import find_tracks
 from service.schemas import OUTPUTS
 from tests.service.scene_fixture import box_room, up_in_world
@@ -476,6 +476,31 @@ def test_the_picture_of_matches_shows_two_photos_and_lines():
     assert 0.005 < changed.mean() < 0.3
     alone = Image.open(io.BytesIO(matches.encode_picture(find_tracks(box_room(2, unplaced=(1,))))))
     assert alone.size == picture.size
+
+
+def test_photos_lie_in_cells_row_by_row():
+    """Upright, whole, at their cell's top left corner; wide, tall and small ones, of which some were not placed."""
+    sizes = [(640, 480), (480, 640), (4000, 3000), (200, 100), (640, 480)]
+    of = box_room(5, unplaced=(1,), grid=(6, 8)).views
+    pictures = [Image.fromarray(view.image).resize((w // 4, h // 4)) for view, (w, h) in zip(of.views, sizes)]
+    of = replace(
+        of,
+        views=tuple(
+            replace(view, image=np.asarray(picture), original_size=size)
+            for view, picture, size in zip(of.views, pictures, sizes)
+        ),
+    )
+    atlas = Image.open(io.BytesIO(photos.encode(of)))
+    assert atlas.size == (3 * 384, 2 * 384)
+    shown = [(384, 288), (288, 384), (384, 288), (384, 192), (384, 288)]
+    for index, (picture, size) in enumerate(zip(pictures, shown, strict=True)):
+        left, top = index % 3 * 384, index // 3 * 384
+        cell = np.asarray(atlas.crop((left, top, left + size[0], top + size[1])), float)
+        assert np.median(np.abs(cell - np.asarray(picture.resize(size), float))) < 4
+        beyond = np.ones((384, 384), bool)
+        beyond[: size[1], : size[0]] = False
+        whole = np.asarray(atlas.crop((left, top, left + 384, top + 384)), int)
+        assert np.median(np.abs(whole[beyond] - photos.BETWEEN)) < 3
 
 
 def test_depth_maps_are_16_bit_pngs_with_one_scale():

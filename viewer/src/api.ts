@@ -80,8 +80,24 @@ export class Service {
     return this.json(`/jobs/${id}/links?seconds=${seconds}`, { method: "POST" });
   }
 
-  /** Send photos and fields; `onProgress` is told the share of the bytes that have gone. Raises Problem. */
-  reconstruct(form: FormData, onProgress: (share: number) => void, signal: AbortSignal): Promise<JobDocument> {
+  /** Why no job can be done now; nothing: it can. */
+  async reasons(): Promise<string[]> {
+    const response = await fetch(this.url("/readyz"), { cache: "no-store" }).catch(() => null);
+    if (response?.ok) return [];
+    const answer: Partial<components["schemas"]["ReadinessDocument"]> = (await response?.json().catch(() => null)) ?? {};
+    return answer.reasons ?? [unreachable().message];
+  }
+
+  /**
+   * Send photos and fields; `onProgress` is told the share of the bytes that have gone. Raises Problem.
+   * Sent again with the same `idempotencyKey` after a broken connection, they do not become a second job.
+   */
+  reconstruct(
+    form: FormData,
+    idempotencyKey: string,
+    onProgress: (share: number) => void,
+    signal: AbortSignal,
+  ): Promise<JobDocument> {
     // fetch does not tell how much of a body has gone.
     const request = new XMLHttpRequest();
     return new Promise((resolve, reject) => {
@@ -103,8 +119,7 @@ export class Service {
       request.open("POST", this.url("/reconstruct"));
       request.responseType = "json";
       for (const [name, value] of Object.entries(this.headers())) request.setRequestHeader(name, value);
-      // A retry after a broken connection must not make a second job.
-      request.setRequestHeader("Idempotency-Key", crypto.randomUUID());
+      request.setRequestHeader("Idempotency-Key", idempotencyKey);
       request.send(form);
     });
   }
@@ -122,8 +137,9 @@ export class Service {
     return absolute(path, this.base);
   }
 
-  private async send(path: string, options: RequestInit = {}): Promise<Response> {
-    return send(this.url(path), { ...options, headers: this.headers() });
+  /** The answer of any address of the service. Raises Problem. */
+  async send(path: string, options: RequestInit = {}): Promise<Response> {
+    return send(this.url(path), { ...options, headers: { ...this.headers(), ...options.headers } });
   }
 
   private async json<T>(path: string, options?: RequestInit): Promise<T> {

@@ -109,6 +109,8 @@ export class Stage {
     clearTimeout(this.rest);
     this.observer.disconnect();
     this.renderer.dispose();
+    // Else the browser holds the graphics until it happens to collect them, and counts it among the few it allows.
+    this.renderer.forceContextLoss();
   }
 
   private draw(now: number): void {

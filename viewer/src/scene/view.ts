@@ -87,17 +87,18 @@ export class SceneView extends EventTarget {
     canvas.addEventListener("webglcontextrestored", () => this.restored(), { signal });
   }
 
-  /** Read cameras and photos, then show the best representation that the job has. */
+  /** Read cameras and photos, then show the wanted representation, or the best that the job has. */
   async open(
     job: JobDocument,
     address: string,
     onProgress: (share: number) => void,
     signal: AbortSignal,
+    wanted?: Representation,
   ): Promise<Shown> {
     this.close();
     this.job = job;
     this.address = address;
-    const best = this.best();
+    const best = wanted && this.fileFor(wanted) ? wanted : this.best();
     if (!best) throw new Error("This job has no file that can be shown.");
     const files = this.filesOf("cameras.json", this.fileOf(best).name);
     const bar = progressOver(files, onProgress);

@@ -1,0 +1,39 @@
+/** Scenes that came with the service: something to look at before the first photo. */
+
+import { h } from "./dom";
+import { count, duration } from "./words";
+
+export interface Example {
+  readonly name: string;
+  readonly title: string;
+  readonly note: string;
+  readonly views: number;
+  readonly seconds: number;
+  /** The job's document and its picture, below `/static/`. */
+  readonly job: string;
+  readonly preview: string;
+}
+
+/** Those that there are; none where the service has no gallery. */
+export async function examples(root: string): Promise<Example[]> {
+  const response = await fetch(new URL("gallery/index.json", root)).catch(() => null);
+  return response?.ok ? response.json() : [];
+}
+
+/** A card that opens the example's scene. */
+export function card(example: Example, root: string): HTMLLIElement {
+  const made = `${count(example.views, "photo")}, made in ${duration(example.seconds)}`;
+  const picture = new URL(example.preview, root).href;
+  return h(
+    "li",
+    {},
+    h(
+      "a",
+      { href: `?example=${encodeURIComponent(example.name)}`, class: "card" },
+      h("img", { src: picture, alt: "", loading: "lazy", width: 640, height: 480 }),
+      h("strong", {}, example.title),
+      h("span", {}, example.note),
+      h("span", { class: "quiet" }, made),
+    ),
+  );
+}
