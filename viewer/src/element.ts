@@ -30,7 +30,9 @@ const GONE_3D = "This device has stopped drawing in 3D, so here is a picture. Re
 const PATIENCE = 5_000;
 /** Height in CSS pixels from which there is room for the photos below the scene. */
 const ROOMY = 520;
-const FOOTING = "Walking: arrow keys or W A S D to move, drag to look around.";
+const FOOTING = matchMedia("(pointer: coarse)").matches
+  ? "Walking: one finger looks around, two fingers move."
+  : "Walking: arrow keys or W A S D to move, drag to look around.";
 
 export class SceneliftViewer extends HTMLElement {
   static readonly observedAttributes = ["src", "representation", "background", "controls"];
@@ -255,8 +257,8 @@ export class SceneliftViewer extends HTMLElement {
     view.addEventListener("measured", (event) => this.measured((event as CustomEvent<number | null>).detail));
     view.addEventListener("stood", (event) => this.stood((event as CustomEvent<number | null>).detail));
     view.addEventListener("drawn", (event) => this.drawn((event as CustomEvent<Shown>).detail));
-    view.addEventListener("lost", () => (this.patience = setTimeout(() => this.still(GONE_3D), PATIENCE)));
-    view.addEventListener("restored", () => clearTimeout(this.patience));
+    view.addEventListener("lost", () => this.lost());
+    view.addEventListener("restored", () => this.restored());
     const onProgress = (share: number) => {
       this.curtain.load(share);
       this.tell(job, share);
@@ -313,6 +315,17 @@ export class SceneliftViewer extends HTMLElement {
     this.settings.shown = shown;
   }
 
+  /** The device needs its graphics elsewhere: often for a moment only. */
+  private lost(): void {
+    this.curtain.still("The device has stopped drawing in 3D for a moment.");
+    this.patience = setTimeout(() => this.still(GONE_3D), PATIENCE);
+  }
+
+  private restored(): void {
+    clearTimeout(this.patience);
+    if (this.state === "ready") this.curtain.lift();
+  }
+
   private still(why: string): void {
     this.dispose();
     this.put("still");
@@ -345,7 +358,7 @@ export class SceneliftViewer extends HTMLElement {
     this.switches[name] = on;
     this.toolbar.mark(name, on);
     if (name === "photos") this.filmstrip.element.hidden = !on;
-    if (name === "walk") this.chip.text = on ? FOOTING : "";
+    if (name === "walk") this.chip.hint(on ? FOOTING : "");
     if (name === "measure") this.measured(null);
     if (!this.view) return;
     if (name === "walk") this.view.walking = on ? "walk" : "orbit";

@@ -72,7 +72,7 @@ export class Splats implements Layer {
 
   /** Whether they have been sorted, so that there is something to see. */
   get ready(): boolean {
-    return this.spark.activeSplats > 0;
+    return this.spark.activeSplats > 0 || !this.total;
   }
 
   /** Spark sorts and draws all of them or none. */
@@ -104,6 +104,8 @@ export class Splats implements Layer {
   dispose(): void {
     this.mesh.dispose();
     this.spark.dispose();
+    this.spark.geometry.dispose();
+    this.spark.material.dispose();
     this.ranks.dispose();
   }
 

@@ -62,7 +62,7 @@ export class SceneView extends EventTarget {
   private size = 1;
   private overlay = 0;
   private photosShown = true;
-  private told = "";
+  private thinned = false;
 
   /** Throws NoWebGL. */
   constructor(readonly canvas: HTMLCanvasElement) {
@@ -299,9 +299,7 @@ export class SceneView extends EventTarget {
     for (const [one, { object }] of this.layers) object.visible = one === representation;
     this.current = representation;
     this.stage.request();
-    const shown = { representation, total: layer.total, drawn: layer.drawn };
-    this.told = JSON.stringify(shown);
-    return shown;
+    return { representation, total: layer.total, drawn: layer.drawn };
   }
 
   /** The photos come last, and the scene does without them where there are none. */
@@ -335,7 +333,9 @@ export class SceneView extends EventTarget {
 
   private thin(share: number): void {
     this.layer?.thin(share);
-    this.tellDrawn();
+    // That less is drawn is news, and that all is again; how much less just now is not.
+    if (this.thinned !== share < 1) this.tellDrawn();
+    this.thinned = share < 1;
   }
 
   private resized(): void {
@@ -397,8 +397,9 @@ export class SceneView extends EventTarget {
 
   private hovered(at: Vector2 | null): void {
     const view = at && !this.isMeasuring ? (this.photos?.pick(this.rayAt(at)) ?? null) : null;
-    if (this.photos) this.photos.highlit = view;
-    if (!this.isMeasuring) this.canvas.style.cursor = view === null ? "" : "pointer";
+    if (!this.photos || this.photos.highlit === view) return;
+    this.photos.highlit = view;
+    this.canvas.style.cursor = view === null ? (this.isMeasuring ? "crosshair" : "") : "pointer";
     this.stage.request();
   }
 
@@ -411,17 +412,13 @@ export class SceneView extends EventTarget {
 
   private restored(): void {
     this.layer?.leaveOut(this.share);
-    this.stage.request();
+    this.stage.renew();
     this.tell("restored");
   }
 
   private tellDrawn(): void {
-    const { layer } = this;
-    if (!layer) return;
-    const shown: Shown = { representation: this.current!, total: layer.total, drawn: layer.drawn };
-    const told = JSON.stringify(shown);
-    if (told !== this.told) this.tell("drawn", shown);
-    this.told = told;
+    const { layer, current } = this;
+    if (layer) this.tell("drawn", { representation: current, total: layer.total, drawn: layer.drawn });
   }
 
   private tell(type: string, detail: unknown = null): void {
