@@ -1,7 +1,7 @@
 """The page: bytes to fetch, when it can be used, when a scene is seen. In headless Chromium, cold each time.
 
-`python -m bench.page` starts a service of its own, opens its examples, and writes docs/bench/page.{json,md}. Loopback is
-no network: bytes are what counts there. WebGL is drawn by the processor, without a GPU: an upper bound of every time
+`python -m bench.page` starts a service of its own, opens its examples, and writes docs/bench/page.{json,md}. Loopback
+is no network: bytes are what counts there. WebGL is drawn by the processor, without a GPU: an upper bound of every time
 that has a frame in it.
 """
 
