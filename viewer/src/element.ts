@@ -18,7 +18,7 @@ import { Panel } from "./element/panel";
 import { BACKGROUNDS, Settings } from "./element/settings";
 import css from "./element/style.css?inline";
 import { type PanelName, type Switch, type Tool, Toolbar } from "./element/toolbar";
-import { percent, REPRESENTATIONS, stage } from "./element/words";
+import { bytes, percent, REPRESENTATIONS, stage } from "./element/words";
 import type { Representation, SceneView, Shown } from "./scene/view";
 
 /** `still`: there is no 3D here, and a picture must do. */
@@ -259,14 +259,16 @@ export class SceneliftViewer extends HTMLElement {
     view.addEventListener("drawn", (event) => this.drawn((event as CustomEvent<Shown>).detail));
     view.addEventListener("lost", () => this.lost());
     view.addEventListener("restored", () => this.restored());
-    const onProgress = (share: number) => {
-      this.curtain.load(share);
+    const onProgress = (share: number, bytes: number) => {
+      this.curtain.load(share, bytes);
       this.tell(job, share);
     };
     this.dress();
     // In a low place the photos would cover the scene until they are asked for.
     this.flip("photos", this.switches.photos && this.stage.clientHeight >= ROOMY);
-    const shown = await view.open(job, address, onProgress, signal, this.representation ?? undefined);
+    const opening = view.open(job, address, onProgress, signal, this.representation ?? undefined);
+    this.toolbar.offer(view.representations, this.representation);
+    const shown = await opening;
     this.settings.apply();
     view.walking = this.switches.walk ? "walk" : "orbit";
     view.frusta = this.controls === "full" && this.switches.frusta;
@@ -287,8 +289,8 @@ export class SceneliftViewer extends HTMLElement {
     try {
       const shown = await view.show(
         representation,
-        (share) => {
-          this.chip.text = `Opening the ${name}: ${percent(share)}`;
+        (share, total) => {
+          this.chip.text = `Opening the ${name}: ${percent(share)} of ${bytes(total)}`;
           this.tell(opened.job, share);
         },
         signal,

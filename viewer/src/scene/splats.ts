@@ -3,7 +3,7 @@
 import { dyno, SparkRenderer, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
 import { DataTexture, Group, type Matrix4, type Ray, RedFormat, Vector3, type WebGLRenderer } from "three";
 
-import { firstHit, type Layer, quantiles, rankOf } from "./layer";
+import { firstHit, type Layer, quantiles, rankOf, sampled } from "./layer";
 import type { SplatFile } from "./view";
 import { FLIP } from "./world";
 
@@ -84,13 +84,7 @@ export class Splats implements Layer {
   }
 
   sample(count: number): Float32Array {
-    const step = Math.max(1, Math.floor(this.total / count));
-    const some = new Float32Array(3 * Math.floor(this.total / step));
-    const at = new Vector3();
-    for (let i = 0; i < some.length / 3; i++) {
-      at.fromArray(this.centres, 3 * i * step).applyMatrix4(this.mesh.matrixWorld).toArray(some, 3 * i);
-    }
-    return some;
+    return sampled(this.centres, count, this.mesh.matrixWorld);
   }
 
   pick(ray: Ray, cone: number): Vector3 | null {
