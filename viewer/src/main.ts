@@ -104,14 +104,14 @@ function follow(): void {
   // To a zip file or a video nothing can be added.
   home.classList.toggle("alone", filled && items[0]!.kind !== "photo");
   options.follow(items);
-  const [ready, words] = advice(items);
+  const [ready, words] = verdict(items);
   start.disabled = !ready;
   hint.textContent = words;
   part("p", "summary").textContent = filled ? tray.summary() : "";
 }
 
 /** Whether these make a scene, and what there is to say about it. */
-function advice(items: readonly Item[]): [ready: boolean, words: string] {
+function verdict(items: readonly Item[]): [ready: boolean, words: string] {
   const model = options.chosen;
   const [least, most] = [Math.max(2, model?.min_views ?? 2), model?.max_views ?? 64];
   const all = items.length;

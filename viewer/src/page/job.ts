@@ -53,7 +53,7 @@ export async function showJob(id: string, around: Around, signal: AbortSignal): 
       stop();
       return job;
     });
-    if (ended?.status === "succeeded") await showScene(ended, around);
+    if (ended?.status === "succeeded") await showScene(ended, around, signal);
     else if (ended?.status === "failed") failure(ended, around);
     else if (ended) canceled(around);
   } catch (error) {
@@ -71,9 +71,10 @@ export async function showExample(example: Example, source: string, around: Arou
   await scene(around.place, example.title, about(example), [], [anew], source);
 }
 
-async function showScene(job: JobDocument, around: Around): Promise<void> {
+async function showScene(job: JobDocument, around: Around, signal: AbortSignal): Promise<void> {
   const { access, base, recent } = around;
   const source = await address(access, base, job.id);
+  signal.throwIfAborted();
   const status = h("p", { class: "fault", role: "alert" });
   const attempt = (what: Promise<unknown>) =>
     void what.catch((error: unknown) => {
