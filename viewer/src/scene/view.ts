@@ -52,6 +52,9 @@ export class SceneView extends EventTarget {
   private readonly layers = new Map<Representation, Layer>();
   private readonly listening = new AbortController();
 
+  /** Aborted when another job is opened, or none any more. */
+  private opened = new AbortController();
+  private isRanked = false;
   private job: JobDocument | null = null;
   private address = "";
   private world: World = worldOf(null);
@@ -108,8 +111,7 @@ export class SceneView extends EventTarget {
     const cameras = files.length > 1 ? this.fetch(files[0]!, bar, signal) : null;
     const [bytes, text] = await Promise.all([this.fetch(files.at(-1)!, bar, signal), cameras]);
     this.world = worldOf(text && (JSON.parse(new TextDecoder().decode(text)) as CamerasFile));
-    const layer = await this.read(best, bytes);
-    signal.throwIfAborted();
+    const layer = this.keep(best, await this.read(best, bytes), signal);
 
     this.look = firstLook(this.world, layer.sample(SAMPLE), this.stage.aspect);
     this.controls.scale = this.look.scale;
@@ -132,13 +134,7 @@ export class SceneView extends EventTarget {
     onProgress: OnProgress,
     signal: AbortSignal,
   ): Promise<Shown> {
-    let layer = this.layers.get(representation);
-    if (!layer) {
-      const file = this.fileOf(representation);
-      const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
-      layer = await this.read(representation, bytes);
-      signal.throwIfAborted();
-    }
+    const layer = await this.load(representation, onProgress, signal);
     return this.put(representation, layer, signal);
   }
 
@@ -146,6 +142,7 @@ export class SceneView extends EventTarget {
   set leastSure(share: number) {
     this.share = share;
     this.layer?.leaveOut(share);
+    if (share > 0) void this.rankGaussians();
     this.tellDrawn();
     this.stage.request();
   }
@@ -229,6 +226,9 @@ export class SceneView extends EventTarget {
   }
 
   private close(): void {
+    this.opened.abort();
+    this.opened = new AbortController();
+    this.isRanked = false;
     this.clearMeasure();
     for (const layer of this.layers.values()) {
       layer.object.removeFromParent();
@@ -269,6 +269,27 @@ export class SceneView extends EventTarget {
     return download(absolute(file.url, this.address), (bytes) => bar(file, bytes), signal);
   }
 
+  private async load(
+    representation: Representation,
+    onProgress: (share: number) => void,
+    signal: AbortSignal,
+  ): Promise<Layer> {
+    const there = this.layers.get(representation);
+    if (there) return there;
+    const file = this.fileOf(representation);
+    const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
+    return this.keep(representation, await this.read(representation, bytes), signal);
+  }
+
+  /** Keep what has been read, unless it has been asked for twice, or is not wanted any more. */
+  private keep(representation: Representation, layer: Layer, signal: AbortSignal): Layer {
+    const there = this.layers.get(representation);
+    if (there || signal.aborted) layer.dispose();
+    signal.throwIfAborted();
+    this.layers.set(representation, there ?? layer);
+    return there ?? layer;
+  }
+
   private async read(representation: Representation, bytes: ArrayBuffer): Promise<Layer> {
     const { fromFiles } = this.world;
     if (representation === "mesh") return (await import("./mesh")).TexturedMesh.read(bytes);
@@ -290,17 +311,20 @@ export class SceneView extends EventTarget {
 
   /** Draw this layer, and no other once there is something of it to see. */
   private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
-    this.layers.set(representation, layer);
     layer.leaveOut(this.share);
     if (layer instanceof Cloud) layer.size = this.size;
     layer.object.visible = true;
     this.stage.scene.add(layer.object);
-    do {
-      await this.stage.drawn();
-      signal.throwIfAborted();
-    } while (layer.ready === false);
-    for (const [one, { object }] of this.layers) object.visible = one === representation;
-    this.current = representation;
+    try {
+      do {
+        await this.stage.drawn();
+        signal.throwIfAborted();
+      } while (layer.ready === false);
+      this.current = representation;
+    } finally {
+      for (const [one, { object }] of this.layers) object.visible = one === this.current;
+    }
+    if (this.share > 0) void this.rankGaussians();
     this.stage.request();
     return { representation, total: layer.total, drawn: layer.drawn };
   }
@@ -318,6 +342,23 @@ export class SceneView extends EventTarget {
       this.stage.request();
     } catch (error) {
       if (!signal.aborted) console.warn("The photos are not shown in the scene:", error);
+    }
+  }
+
+  /** Gaussians are as sure as their points, which are read once that matters; by their opacity where they cannot be. */
+  private async rankGaussians(): Promise<void> {
+    const { opened } = this;
+    if (this.current !== "gaussians" || this.isRanked || !this.fileFor("points")) return;
+    this.isRanked = true;
+    try {
+      const points = await this.load("points", () => undefined, opened.signal);
+      const { Splats } = await import("./splats");
+      const gaussians = this.layers.get("gaussians");
+      if (!(points instanceof Cloud && gaussians instanceof Splats)) return;
+      gaussians.rankBy(points.sureness);
+      this.stage.request();
+    } catch (error) {
+      if (!opened.signal.aborted) console.warn("The Gaussians are left out by their opacity:", error);
     }
   }
 
