@@ -13,13 +13,16 @@ import {
   type WebGLRenderer,
 } from "three";
 
-import { firstHit, type Layer, quantiles, rankOf } from "./layer";
+import { firstHit, type Layer, quantiles, rankOf, sampled } from "./layer";
 import { readVertices } from "./ply";
+import { Sureness } from "./sureness";
 
 /** Diameter of a point's disc in spacings: 1 would just touch its neighbours, more closes surfaces seen aslant. */
 const DISC = 1.45;
 /** A disc that would be so many times as wide as is typical at its distance is none: its point stands at an edge. */
 const WIDEST = 2.5;
+/** Parts of the points that can be drawn one by one. */
+const HEAPS = 64;
 
 const VERTEX = /* glsl */ `
 attribute vec4 tone;
@@ -53,8 +56,10 @@ export class Cloud implements Layer {
   size = 1;
 
   private readonly count: number;
+  private readonly ends: Uint32Array;
   private readonly ranks: Uint8Array;
-  private readonly fewer = new Float32Array(257);
+  /** Share of the points below each rank. */
+  private readonly fewer: Float32Array;
   private share = 1;
 
   /**
@@ -67,12 +72,9 @@ export class Cloud implements Layer {
     const read = readPoints(bytes, eyes, most);
     this.total = read.total;
     this.count = read.spacing.length;
-    this.ranks = new Uint8Array(this.count);
-    for (let i = 0; i < this.count; i++) {
-      const rank = (this.ranks[i] = read.tones[4 * i + 3]!);
-      this.fewer[rank + 1]! += 1 / this.count;
-    }
-    for (let i = 1; i <= 256; i++) this.fewer[i]! += this.fewer[i - 1]!;
+    this.ends = read.ends;
+    this.ranks = read.ranks;
+    this.fewer = sharesBelow(read.ranks);
 
     const geometry = new BufferGeometry();
     geometry.setAttribute("position", new BufferAttribute(read.positions, 3));
@@ -97,9 +99,9 @@ export class Cloud implements Layer {
   }
 
   thin(share: number): void {
-    this.share = share;
-    // They lie shuffled: any beginning is an even part.
-    this.object.geometry.setDrawRange(0, Math.ceil(share * this.count));
+    const count = this.ends[Math.max(Math.ceil(share * HEAPS), 1) - 1]!;
+    this.share = count / this.count;
+    this.object.geometry.setDrawRange(0, count);
   }
 
   leaveOut(share: number): void {
@@ -108,9 +110,7 @@ export class Cloud implements Layer {
 
   sample(count: number): Float32Array {
     const { array } = this.object.geometry.attributes.position as BufferAttribute;
-    const some = array.slice(0, 3 * Math.min(count, this.count)) as Float32Array;
-    new BufferAttribute(some, 3).applyMatrix4(this.object.matrix);
-    return some;
+    return sampled(array as Float32Array, count, this.object.matrix);
   }
 
   pick(ray: Ray, cone: number): Vector3 | null {
@@ -120,6 +120,11 @@ export class Cloud implements Layer {
     const isShown = (index: number) => this.ranks[index]! + 0.5 >= least;
     const found = firstHit(position!.array as Float32Array, own, cone, spacing!.array as Float32Array, isShown);
     return found < 0 ? null : new Vector3().fromBufferAttribute(position!, found).applyMatrix4(this.object.matrix);
+  }
+
+  /** How sure each of them is, by its place in the file's axes. */
+  get sureness(): Sureness {
+    return new Sureness(this.object.geometry.attributes.position!.array as Float32Array, this.ranks);
   }
 
   dispose(): void {
@@ -151,10 +156,14 @@ export interface Eye {
 interface Read {
   total: number;
   positions: Float32Array;
-  /** Red, green, blue and how many of 256 equal shares of all points are less sure. */
+  /** Red, green, blue and rank. */
   tones: Uint8Array;
+  /** How many of 256 equal shares of all points are less sure. */
+  ranks: Uint8Array;
   /** Distance to the neighbours on the surface, about. */
   spacing: Float32Array;
+  /** Where the heaps end that they are dealt onto. */
+  ends: Uint32Array;
 }
 
 function readPoints(bytes: ArrayBuffer, eyes: Map<number, Eye>, most: number): Read {
@@ -168,22 +177,23 @@ function readPoints(bytes: ArrayBuffer, eyes: Map<number, Eye>, most: number): R
   const gaps = spacings(x, y, z, column("view", 0), eyes);
 
   const edges = quantiles(sure);
-  const order = shuffled(x.length);
+  const { places, ends } = dealt(x.length);
   const positions = new Float32Array(3 * x.length);
   const tones = new Uint8Array(4 * x.length);
+  const ranks = new Uint8Array(x.length);
   const spacing = new Float32Array(x.length);
-  for (let i = 0; i < order.length; i++) {
-    const from = order[i]!;
-    positions[3 * i] = x[from]!;
-    positions[3 * i + 1] = y[from]!;
-    positions[3 * i + 2] = z[from]!;
-    tones[4 * i] = red[from]!;
-    tones[4 * i + 1] = green[from]!;
-    tones[4 * i + 2] = blue[from]!;
-    tones[4 * i + 3] = rankOf(sure[from]!, edges);
-    spacing[i] = gaps[from]!;
+  for (let i = 0; i < x.length; i++) {
+    const to = places[i]!;
+    positions[3 * to] = x[i]!;
+    positions[3 * to + 1] = y[i]!;
+    positions[3 * to + 2] = z[i]!;
+    tones[4 * to] = red[i]!;
+    tones[4 * to + 1] = green[i]!;
+    tones[4 * to + 2] = blue[i]!;
+    tones[4 * to + 3] = ranks[to] = rankOf(sure[i]!, edges);
+    spacing[to] = gaps[i]!;
   }
-  return { total: file.count, positions, tones, spacing };
+  return { total: file.count, positions, tones, ranks, spacing, ends };
 }
 
 /**
@@ -222,6 +232,14 @@ function distance(x: number, y: number, z: number): number {
   return Math.sqrt(x * x + y * y + z * z);
 }
 
+function sharesBelow(ranks: Uint8Array): Float32Array {
+  const counts = new Uint32Array(256);
+  for (let i = 0; i < ranks.length; i++) counts[ranks[i]!]!++;
+  const shares = new Float32Array(257);
+  for (let rank = 0; rank < 256; rank++) shares[rank + 1] = shares[rank]! + counts[rank]! / ranks.length;
+  return shares;
+}
+
 /** The median of spacing by distance, of some of a view's points. */
 function typicalRatio(spacing: Float32Array, depth: Float32Array): number {
   const step = Math.max(1, Math.floor(spacing.length / 5_000));
@@ -230,18 +248,26 @@ function typicalRatio(spacing: Float32Array, depth: Float32Array): number {
   return finite[Math.floor(finite.length / 2)] ?? 0.005;
 }
 
-/** 0 to count - 1 in an order that looks random and is the same every time. */
-function shuffled(count: number): Uint32Array {
-  const order = new Uint32Array(count);
-  for (let i = 0; i < count; i++) order[i] = i;
+/**
+ * Deals the points onto heaps as if by chance, the same way every time: any number of whole heaps is an even part.
+ *
+ * Wholly shuffled, each point would be a miss of the processor's cache, and a large file would take twice as long.
+ * @returns where each point goes, and where each heap ends
+ */
+function dealt(count: number): { places: Uint32Array; ends: Uint32Array } {
+  const heaps = new Uint8Array(count);
+  const ends = new Uint32Array(HEAPS);
   let state = 1;
-  for (let i = count - 1; i > 0; i--) {
-    // Numerical Recipes' linear congruential generator; its upper bits are the random ones.
+  for (let i = 0; i < count; i++) {
+    // Numerical Recipes' linear congruential generator, whose upper bits are the random ones.
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    const j = Math.floor((state / 2 ** 32) * (i + 1));
-    const kept = order[i]!;
-    order[i] = order[j]!;
-    order[j] = kept;
+    const heap = (heaps[i] = Math.floor((state / 2 ** 32) * HEAPS));
+    ends[heap]!++;
   }
-  return order;
+  for (let heap = 1; heap < HEAPS; heap++) ends[heap]! += ends[heap - 1]!;
+  const next = new Uint32Array(HEAPS);
+  next.set(ends.subarray(0, HEAPS - 1), 1);
+  const places = new Uint32Array(count);
+  for (let i = 0; i < count; i++) places[i] = next[heaps[i]!]!++;
+  return { places, ends };
 }

@@ -10,6 +10,8 @@ const UP = new Vector3(0, 1, 0);
 const STEEPEST = MathUtils.degToRad(88);
 /** Radians that a drag over the canvas' height turns around the pivot. */
 const TURN = Math.PI;
+/** And an arrow key in a second. */
+const SWING = 1.2;
 /** Share of the distance that a wheel's notch takes. */
 const NOTCH = 0.12;
 /** Seconds in which a movement dies down, and in which a flight is made. */
@@ -25,7 +27,7 @@ const HURRY = 3;
 const TAP = { distance: 6, time: 500, double: 350 };
 
 const KEYS: Record<string, [keyof Steps, number]> = {
-  ArrowLeft: ["turn", 1], ArrowRight: ["turn", -1], ArrowUp: ["ahead", 1], ArrowDown: ["ahead", -1],
+  ArrowLeft: ["turn", 1], ArrowRight: ["turn", -1], ArrowUp: ["tilt", 1], ArrowDown: ["tilt", -1],
   KeyA: ["aside", -1], KeyD: ["aside", 1], KeyW: ["ahead", 1], KeyS: ["ahead", -1],
   KeyQ: ["rise", -1], KeyE: ["rise", 1], PageDown: ["rise", -1], PageUp: ["rise", 1],
   Equal: ["zoom", 1], NumpadAdd: ["zoom", 1], Minus: ["zoom", -1], NumpadSubtract: ["zoom", -1],
@@ -33,6 +35,8 @@ const KEYS: Record<string, [keyof Steps, number]> = {
 
 interface Steps {
   turn: number;
+  /** Ahead, for who walks. */
+  tilt: number;
   ahead: number;
   aside: number;
   rise: number;
@@ -76,7 +80,7 @@ export class Controls {
   private lastMove = 0;
   /** Radians and pixels a second. */
   private readonly coasting = { turn: new Vector2(), pan: new Vector2() };
-  private readonly speed = { turn: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
+  private readonly speed: Steps = { turn: 0, tilt: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
   private readonly presses = new Map<number, Press>();
   private readonly keys = new Set<string>();
   private hurried = false;
@@ -317,7 +321,7 @@ export class Controls {
 
   /** What the pressed keys do, beginning and ending softly. */
   private step(seconds: number): boolean {
-    const wanted: Steps = { turn: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
+    const wanted: Steps = { turn: 0, tilt: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
     for (const code of this.keys) {
       const [what, sign] = KEYS[code]!;
       wanted[what] += sign;
@@ -330,18 +334,16 @@ export class Controls {
       moves ||= this.speed[what] !== 0;
     }
     if (!moves) return false;
-    const { turn, ahead, aside, rise, zoom } = this.speed;
+    const { turn, tilt, ahead, aside, rise, zoom } = this.speed;
     const stride = PACE * this.scale * seconds * (this.hurried ? HURRY : 1);
+    this.go(aside * stride, rise * stride, ahead * stride);
     if (this.walking === "walk") {
-      this.yaw += 1.2 * turn * seconds;
+      this.yaw += SWING * turn * seconds;
       this.turnCamera();
-      this.go(aside * stride, rise * stride, (ahead + zoom) * stride);
+      this.go(0, 0, (tilt + zoom) * stride);
     } else {
-      // Letters walk in both; arrows turn, or with shift slide, around a pivot.
-      const letters = [...this.keys].some((code) => code.startsWith("Key"));
-      if (letters) this.go(aside * stride, rise * stride, ahead * stride);
-      else if (this.hurried) this.pan(new Vector2(turn, ahead).multiplyScalar(300 * seconds));
-      else this.orbit(-1.2 * turn * seconds, -1.2 * ahead * seconds);
+      if (this.hurried) this.pan(new Vector2(turn, tilt).multiplyScalar(this.height * seconds));
+      else this.orbit(-SWING * turn * seconds, -SWING * tilt * seconds);
       this.approach(this.pivot, (1 + NOTCH) ** (-8 * zoom * seconds));
     }
     return true;

@@ -1,6 +1,6 @@
 /** What the ways to draw a scene have in common, and how a point is found under the pointer. */
 
-import type { Object3D, Ray, Vector3 } from "three";
+import { type Matrix4, type Object3D, type Ray, Vector3 } from "three";
 
 /** One way to draw the scene: points, Gaussians or a mesh. */
 export interface Layer {
@@ -55,6 +55,17 @@ export function firstHit(
     found = i;
   }
   return found;
+}
+
+/** About so many of the points x y z, evenly, in another frame. */
+export function sampled(positions: Float32Array, count: number, matrix: Matrix4): Float32Array {
+  const step = Math.max(1, Math.floor(positions.length / 3 / count));
+  const some = new Float32Array(3 * Math.floor(positions.length / 3 / step));
+  const at = new Vector3();
+  for (let to = 0; to < some.length; to += 3) {
+    at.fromArray(positions, to * step).applyMatrix4(matrix).toArray(some, to);
+  }
+  return some;
 }
 
 /** The 255 values that part an array's values into 256 equal shares, from a sample of it. */

@@ -83,6 +83,10 @@ export class Photos {
   }
 
   /** The view under the pointer. */
+  get highlit(): number | null {
+    return this.lit;
+  }
+
   set highlit(view: number | null) {
     if (this.lit !== null) this.frusta.get(this.lit)!.highlit = false;
     this.lit = view;

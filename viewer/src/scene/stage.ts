@@ -29,6 +29,7 @@ export class Stage {
   onShare: (share: number) => void = () => undefined;
   onResize: () => void = () => undefined;
 
+  private readonly ground = new Color("white");
   private frame = 0;
   private last = 0;
   private rest: ReturnType<typeof setTimeout> | undefined;
@@ -75,7 +76,13 @@ export class Stage {
     context.fillStyle = colour;
     context.fillRect(0, 0, 1, 1);
     const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
-    this.renderer.setClearColor(new Color(`rgb(${red}, ${green}, ${blue})`));
+    this.ground.set(`rgb(${red}, ${green}, ${blue})`);
+    this.renew();
+  }
+
+  /** Tell the graphics anew what they forget when they are lost. */
+  renew(): void {
+    this.renderer.setClearColor(this.ground);
     this.request();
   }
 
@@ -103,7 +110,7 @@ export class Stage {
     this.observer.disconnect();
     this.renderer.dispose();
     // Else the browser holds the graphics until it happens to collect them, and counts it among the few it allows.
-    this.renderer.forceContextLoss();
+    if (!this.renderer.getContext().isContextLost()) this.renderer.forceContextLoss();
   }
 
   private draw(now: number): void {

@@ -18,6 +18,9 @@ export { NoWebGL, type Walking };
 const SPLAT_FILES = ["gaussians.spz", "scene.splat", "gaussians.ply"] as const;
 export type SplatFile = (typeof SPLAT_FILES)[number];
 
+/** Told the share (0 to 1) of so many bytes in all that has come. */
+export type OnProgress = (share: number, bytes: number) => void;
+
 export interface Shown {
   representation: Representation;
   /** Points, Gaussians or triangles of the file, and how many of them are drawn. */
@@ -49,6 +52,9 @@ export class SceneView extends EventTarget {
   private readonly layers = new Map<Representation, Layer>();
   private readonly listening = new AbortController();
 
+  /** Aborted when another job is opened, or none any more. */
+  private opened = new AbortController();
+  private isRanked = false;
   private job: JobDocument | null = null;
   private address = "";
   private world: World = worldOf(null);
@@ -62,7 +68,7 @@ export class SceneView extends EventTarget {
   private size = 1;
   private overlay = 0;
   private photosShown = true;
-  private told = "";
+  private thinned = false;
 
   /** Throws NoWebGL. */
   constructor(readonly canvas: HTMLCanvasElement) {
@@ -91,7 +97,7 @@ export class SceneView extends EventTarget {
   async open(
     job: JobDocument,
     address: string,
-    onProgress: (share: number) => void,
+    onProgress: OnProgress,
     signal: AbortSignal,
     wanted?: Representation,
   ): Promise<Shown> {
@@ -105,8 +111,7 @@ export class SceneView extends EventTarget {
     const cameras = files.length > 1 ? this.fetch(files[0]!, bar, signal) : null;
     const [bytes, text] = await Promise.all([this.fetch(files.at(-1)!, bar, signal), cameras]);
     this.world = worldOf(text && (JSON.parse(new TextDecoder().decode(text)) as CamerasFile));
-    const layer = await this.read(best, bytes);
-    signal.throwIfAborted();
+    const layer = this.keep(best, await this.read(best, bytes), signal);
 
     this.look = firstLook(this.world, layer.sample(SAMPLE), this.stage.aspect);
     this.controls.scale = this.look.scale;
@@ -126,16 +131,10 @@ export class SceneView extends EventTarget {
 
   async show(
     representation: Representation,
-    onProgress: (share: number) => void,
+    onProgress: OnProgress,
     signal: AbortSignal,
   ): Promise<Shown> {
-    let layer = this.layers.get(representation);
-    if (!layer) {
-      const file = this.fileOf(representation);
-      const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
-      layer = await this.read(representation, bytes);
-      signal.throwIfAborted();
-    }
+    const layer = await this.load(representation, onProgress, signal);
     return this.put(representation, layer, signal);
   }
 
@@ -143,6 +142,7 @@ export class SceneView extends EventTarget {
   set leastSure(share: number) {
     this.share = share;
     this.layer?.leaveOut(share);
+    if (share > 0) void this.rankGaussians();
     this.tellDrawn();
     this.stage.request();
   }
@@ -226,6 +226,9 @@ export class SceneView extends EventTarget {
   }
 
   private close(): void {
+    this.opened.abort();
+    this.opened = new AbortController();
+    this.isRanked = false;
     this.clearMeasure();
     for (const layer of this.layers.values()) {
       layer.object.removeFromParent();
@@ -266,6 +269,27 @@ export class SceneView extends EventTarget {
     return download(absolute(file.url, this.address), (bytes) => bar(file, bytes), signal);
   }
 
+  private async load(
+    representation: Representation,
+    onProgress: (share: number) => void,
+    signal: AbortSignal,
+  ): Promise<Layer> {
+    const there = this.layers.get(representation);
+    if (there) return there;
+    const file = this.fileOf(representation);
+    const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
+    return this.keep(representation, await this.read(representation, bytes), signal);
+  }
+
+  /** Keep what has been read, unless it has been asked for twice, or is not wanted any more. */
+  private keep(representation: Representation, layer: Layer, signal: AbortSignal): Layer {
+    const there = this.layers.get(representation);
+    if (there || signal.aborted) layer.dispose();
+    signal.throwIfAborted();
+    this.layers.set(representation, there ?? layer);
+    return there ?? layer;
+  }
+
   private async read(representation: Representation, bytes: ArrayBuffer): Promise<Layer> {
     const { fromFiles } = this.world;
     if (representation === "mesh") return (await import("./mesh")).TexturedMesh.read(bytes);
@@ -287,21 +311,22 @@ export class SceneView extends EventTarget {
 
   /** Draw this layer, and no other once there is something of it to see. */
   private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
-    this.layers.set(representation, layer);
     layer.leaveOut(this.share);
     if (layer instanceof Cloud) layer.size = this.size;
     layer.object.visible = true;
     this.stage.scene.add(layer.object);
-    do {
-      await this.stage.drawn();
-      signal.throwIfAborted();
-    } while (layer.ready === false);
-    for (const [one, { object }] of this.layers) object.visible = one === representation;
-    this.current = representation;
+    try {
+      do {
+        await this.stage.drawn();
+        signal.throwIfAborted();
+      } while (layer.ready === false);
+      this.current = representation;
+    } finally {
+      for (const [one, { object }] of this.layers) object.visible = one === this.current;
+    }
+    if (this.share > 0) void this.rankGaussians();
     this.stage.request();
-    const shown = { representation, total: layer.total, drawn: layer.drawn };
-    this.told = JSON.stringify(shown);
-    return shown;
+    return { representation, total: layer.total, drawn: layer.drawn };
   }
 
   /** The photos come last, and the scene does without them where there are none. */
@@ -320,6 +345,23 @@ export class SceneView extends EventTarget {
     }
   }
 
+  /** Gaussians are as sure as their points, which are read once that matters; by their opacity where they cannot be. */
+  private async rankGaussians(): Promise<void> {
+    const { opened } = this;
+    if (this.current !== "gaussians" || this.isRanked || !this.fileFor("points")) return;
+    this.isRanked = true;
+    try {
+      const points = await this.load("points", () => undefined, opened.signal);
+      const { Splats } = await import("./splats");
+      const gaussians = this.layers.get("gaussians");
+      if (!(points instanceof Cloud && gaussians instanceof Splats)) return;
+      gaussians.rankBy(points.sureness);
+      this.stage.request();
+    } catch (error) {
+      if (!opened.signal.aborted) console.warn("The Gaussians are left out by their opacity:", error);
+    }
+  }
+
   private prepare(seconds: number): boolean {
     const moves = this.controls.update(seconds);
     const { camera } = this.stage;
@@ -335,7 +377,9 @@ export class SceneView extends EventTarget {
 
   private thin(share: number): void {
     this.layer?.thin(share);
-    this.tellDrawn();
+    // That less is drawn is news, and that all is again; how much less just now is not.
+    if (this.thinned !== share < 1) this.tellDrawn();
+    this.thinned = share < 1;
   }
 
   private resized(): void {
@@ -397,8 +441,9 @@ export class SceneView extends EventTarget {
 
   private hovered(at: Vector2 | null): void {
     const view = at && !this.isMeasuring ? (this.photos?.pick(this.rayAt(at)) ?? null) : null;
-    if (this.photos) this.photos.highlit = view;
-    if (!this.isMeasuring) this.canvas.style.cursor = view === null ? "" : "pointer";
+    if (!this.photos || this.photos.highlit === view) return;
+    this.photos.highlit = view;
+    this.canvas.style.cursor = view === null ? (this.isMeasuring ? "crosshair" : "") : "pointer";
     this.stage.request();
   }
 
@@ -411,17 +456,13 @@ export class SceneView extends EventTarget {
 
   private restored(): void {
     this.layer?.leaveOut(this.share);
-    this.stage.request();
+    this.stage.renew();
     this.tell("restored");
   }
 
   private tellDrawn(): void {
-    const { layer } = this;
-    if (!layer) return;
-    const shown: Shown = { representation: this.current!, total: layer.total, drawn: layer.drawn };
-    const told = JSON.stringify(shown);
-    if (told !== this.told) this.tell("drawn", shown);
-    this.told = told;
+    const { layer, current } = this;
+    if (layer) this.tell("drawn", { representation: current, total: layer.total, drawn: layer.drawn });
   }
 
   private tell(type: string, detail: unknown = null): void {
@@ -432,11 +473,11 @@ export class SceneView extends EventTarget {
 type Bar = (file: FileDocument, bytes: number) => void;
 
 /** Tells the share of the bytes of several files that have come. */
-function progressOver(files: FileDocument[], onProgress: (share: number) => void): Bar {
+function progressOver(files: FileDocument[], onProgress: OnProgress): Bar {
   const total = files.reduce((sum, file) => sum + file.bytes, 0);
   const come = new Map<string, number>();
   return (file, bytes) => {
     come.set(file.name, bytes);
-    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1));
+    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1), total);
   };
 }
