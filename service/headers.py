@@ -18,14 +18,20 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 }
 """Of every answer, unless its route sets them itself."""
-PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "connect-src 'self' blob: data:; img-src 'self' blob: data:; style-src 'self'; "
-    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-"""Of HTML pages: what comes from here runs, WebAssembly and workers of its own included, and nothing else."""
-FRAMED_POLICY = PAGE_POLICY.replace("frame-ancestors 'none'", "frame-ancestors *")
-"""Of the page that other sites may frame."""
+
+
+def page_policy(*, files: str = "", framed: bool = False) -> str:
+    """Of HTML pages: what comes from here runs, WebAssembly and workers of its own included, and nothing else.
+
+    files: another origin that results are fetched from; framed: whether other sites may frame the page.
+    """
+    ancestors = "*" if framed else "'none'"
+    sources = " ".join(filter(None, ("'self'", files, "blob: data:")))
+    return (
+        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+        f"connect-src {sources}; img-src {sources}; style-src 'self'; object-src 'none'; base-uri 'none'; "
+        f"form-action 'self'; frame-ancestors {ancestors}"
+    )
 
 
 class Hardened:
@@ -43,7 +49,7 @@ class Hardened:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
-                    headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+                    headers.setdefault("Content-Security-Policy", page_policy())
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 for name, value in scope.get("state", {}).get("headers", {}).items():

@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from service.errors import unknown_job
-from service.headers import FRAMED_POLICY, PAGE_POLICY, matches
+from service.headers import matches, page_policy
 from service.jobs import JOB_ID
+from service.routes import Backend
 from service.schemas import OUTPUTS
 
 STATIC = Path(__file__).with_name("static")
@@ -41,6 +44,8 @@ COMPRESSED = frozenset((".css", ".html", ".js", ".json", ".svg", ".wasm", ".webm
 """What is worth compressing; pictures and scenes are as small as they get."""
 NAMED_BY_HASH = re.compile(r"assets/.+-[A-Za-z0-9_-]{8}\.[a-z0-9]+")
 """Files whose name changes with what they hold (Vite's names)."""
+ELSEWHERE = {"Cross-Origin-Resource-Policy": "cross-origin"}
+"""Of what other sites may embed."""
 NOT_BUILT = """<!doctype html><html lang="en"><title>Scenelift</title>
 <h1>Scenelift</h1><p>The service is running, but its page has not been built: <code>npm run build</code> in
 <code>viewer</code> does that.</p><p><a href="/docs">What it answers to programs</a></p></html>"""
@@ -111,40 +116,52 @@ def built() -> Pages:
     return read(STATIC)
 
 
+async def files(request: Request) -> str:
+    """The origin of the bucket where results are fetched from that; else nothing."""
+    backend: Backend = request.app.state.backend
+    link = await backend.storage.link("file") if backend.settings.storage_redirect else None
+    return "" if link is None else "{0.scheme}://{0.netloc}".format(urlsplit(link))
+
+
+def pages(request: Request) -> Pages:
+    found: Pages = request.app.state.pages
+    return found
+
+
+Files = Annotated[str, Depends(files)]
+ThePages = Annotated[Pages, Depends(pages)]
 router = APIRouter(include_in_schema=False)
 GET = ["GET", "HEAD"]
 
 
 @router.api_route("/", methods=GET)
-def home(request: Request) -> Response:
+def home(request: Request, pages: ThePages, files: Files) -> Response:
     """The page."""
-    pages: Pages = request.app.state.pages
     page = pages.get("index.html")
-    return HTMLResponse(NOT_BUILT) if page is None else page.answer(request, {"Content-Security-Policy": PAGE_POLICY})
+    if page is None:
+        return HTMLResponse(NOT_BUILT)
+    return page.answer(request, {"Content-Security-Policy": page_policy(files=files)})
 
 
 @router.api_route("/view/{id}", methods=GET)
-def view(request: Request, id: str) -> Response:
+def view(request: Request, id: str, pages: ThePages, files: Files) -> Response:
     """A scene alone: of a job, or of the gallery. The page itself asks the API for it, with its reader's own rights:
     whether there is such a job is not told here. Other sites may frame it."""
-    pages: Pages = request.app.state.pages
     page = pages.get("view.html")
     if page is None or not (JOB_ID.fullmatch(id) or f"gallery/{id}/job.json" in pages):
         raise unknown_job()
-    return page.answer(
-        request, {"Content-Security-Policy": FRAMED_POLICY, "Cross-Origin-Resource-Policy": "cross-origin"}
-    )
+    policy = page_policy(files=files, framed=True)
+    return page.answer(request, {"Content-Security-Policy": policy} | ELSEWHERE)
 
 
 @router.api_route("/static/{path:path}", methods=GET)
-def static(request: Request, path: str) -> Response:
+def static(request: Request, path: str, pages: ThePages, files: Files) -> Response:
     """What the pages need. Other sites may load it: the viewer is an element for their pages, too."""
-    pages: Pages = request.app.state.pages
     file = pages.get(path)
     if file is None or path.endswith(".html"):
         raise HTTPException(404)
-    headers = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+    headers = ELSEWHERE | {"Access-Control-Allow-Origin": "*"}
     if path.endswith(".js"):
         # A worker goes by the policy that its own script came with.
-        headers["Content-Security-Policy"] = PAGE_POLICY
+        headers["Content-Security-Policy"] = page_policy(files=files)
     return file.answer(request, headers)

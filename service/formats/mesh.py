@@ -42,9 +42,15 @@ def encode(scene: Scene) -> bytearray:
     Triangles join neighbouring pixels that lie on one surface. They show their front alone: from outside one looks
     through a room's near walls.
     """
+    pixels = sum(camera is not None for camera in scene.cameras) * scene.prediction.confidence[0].size
+    # A pixel makes two triangles, but views that see the same leave two thirds of them to each other, if not more.
+    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / MOST_TRIANGLES) + 0.3))):
+        shown = reliefs(scene, step)
+        if sum(len(triangles) for _, triangles in shown) <= MOST_TRIANGLES:
+            break
     rotation = upright_rotation(scene)
     file = File()
-    for relief, triangles in _reliefs(scene):
+    for relief, triangles in shown:
         used, indices = np.unique(triangles, return_inverse=True)
         view = scene.views.views[relief.index]
         crop, size = scene.prediction.crops[relief.index], np.array(view.original_size)
@@ -62,7 +68,7 @@ def encode(scene: Scene) -> bytearray:
 
 
 @dataclass(frozen=True, slots=True)
-class _Relief:
+class Relief:
     """What one view sees, on a coarse grid of h x w blocks of its pixels; one vertex a block."""
 
     index: int
@@ -84,22 +90,42 @@ class _Relief:
         return self.depth / np.float32(self.K[0, 0])
 
 
-def _reliefs(scene: Scene) -> list[tuple[_Relief, NDArray[np.int64]]]:
-    """The views that show something, with their triangles (T, 3) of indices into their blocks."""
-    pixels = sum(camera is not None for camera in scene.cameras) * scene.prediction.confidence[0].size
-    # A pixel makes two triangles, but views that see the same leave two thirds of them to each other, if not more.
-    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / MOST_TRIANGLES) + 0.3))):
-        least = scene.cloud.confidence.min()
-        placed = [
-            _relief(scene, i, camera, step, least) for i, camera in enumerate(scene.cameras) if camera is not None
-        ]
-        shown = _share(placed)
-        if sum(len(triangles) for _, triangles in shown) <= MOST_TRIANGLES:
-            return shown
-    raise AssertionError("unreachable")
+def reliefs(scene: Scene, step: int) -> list[tuple[Relief, NDArray[np.int64]]]:
+    """The views that show something, in blocks of step x step pixels, and their triangles (T, 3), indices of blocks.
+
+    A place is shown by the first view that sees it well; the one that sees most comes first.
+    """
+    least = scene.cloud.confidence.min()
+    placed = [_relief(scene, i, camera, step, least) for i, camera in enumerate(scene.cameras) if camera is not None]
+    solid = {relief.index: _solid(relief) for relief in placed}
+    shown = []
+    covered: dict[int, np.ndarray] = {}
+    for relief in sorted(placed, key=lambda relief: -len(solid[relief.index])):
+        centre = relief.camera.camera_to_world[:3, 3]
+        others = sorted(
+            (other for other in placed if other is not relief),
+            key=lambda other: float(np.linalg.norm(other.camera.camera_to_world[:3, 3] - centre)),
+        )
+        floating = np.zeros(relief.depth.shape, bool)
+        hidden = np.zeros(relief.depth.shape, bool)
+        for other in others[:LOOKED_THROUGH]:
+            z, depth, size, confidence, meshed = _seen(relief, other, covered.get(other.index))
+            floating |= (depth > 0) & (z < (1 - FREE_SPACE_MARGIN) * depth) & (relief.confidence < confidence)
+            hidden |= meshed & (np.abs(z - depth) < SAME_PLACE * depth) & (size < COARSER * relief.size)
+        # One alone, before a thing's edge perhaps, is no proof.
+        floating = ndimage.binary_opening(floating, np.ones((2, 2), bool))
+        triangles = solid[relief.index]
+        triangles = _without_specks(triangles[~floating.ravel()[triangles].any(axis=1)], relief.depth.size)
+        covered[relief.index] = _touched(triangles, relief)
+        # One block more than what is left, so that pieces overlap where they meet.
+        hidden = ndimage.binary_erosion(hidden, np.ones((3, 3), bool), border_value=1)
+        triangles = triangles[~hidden.ravel()[triangles].all(axis=1)]
+        if len(triangles):
+            shown.append((relief, triangles))
+    return shown
 
 
-def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.floating) -> _Relief:
+def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.floating) -> Relief:
     """A view's blocks of step x step pixels; each the mean of those on the surface of its surest one."""
     prediction = scene.prediction
     height, width = (side // step for side in prediction.confidence.shape[1:])
@@ -121,7 +147,7 @@ def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.float
     rows, columns = np.mgrid[: prediction.confidence.shape[1], : prediction.confidence.shape[2]].astype(np.float32)
     at = blocks(np.stack([(columns + 0.5) / columns.shape[1], (rows + 0.5) / rows.shape[0]], axis=-1))
     K[:2] /= step
-    return _Relief(
+    relief = Relief(
         index,
         camera,
         K,
@@ -130,45 +156,29 @@ def _relief(scene: Scene, index: int, camera: Camera, step: int, least: np.float
         np.einsum("hwb,hwb->hw", weight, depth),
         np.take_along_axis(confidence, surest, axis=2)[..., 0],
     )
+    for axis in (0, 1):
+        _close(relief, axis)
+    return relief
 
 
-def _share(placed: list[_Relief]) -> list[tuple[_Relief, NDArray[np.int64]]]:
-    """Each view's triangles but those of places that a view before it shows: first the one that sees most."""
-    solid = {relief.index: _solid(relief) for relief in placed}
-    order = sorted(placed, key=lambda relief: -len(solid[relief.index]))
-    shown = []
-    covered: dict[int, np.ndarray] = {}
-    for relief in order:
-        centre = relief.camera.camera_to_world[:3, 3]
-        others = sorted(
-            (other for other in placed if other is not relief),
-            key=lambda other: float(np.linalg.norm(other.camera.camera_to_world[:3, 3] - centre)),
-        )
-        floating = np.zeros(relief.depth.shape, bool)
-        hidden = np.zeros(relief.depth.shape, bool)
-        for other in others[:LOOKED_THROUGH]:
-            z, depth, size, confidence, meshed = _seen(relief, other, covered.get(other.index))
-            floating |= (depth > 0) & (z < (1 - FREE_SPACE_MARGIN) * depth) & (relief.confidence < confidence)
-            hidden |= meshed & (np.abs(z - depth) < SAME_PLACE * depth) & (size < COARSER * relief.size)
-        triangles = solid[relief.index]
-        triangles = _without_specks(triangles[~floating.ravel()[triangles].any(axis=1)], relief.depth.size)
-        covered[relief.index] = _touched(triangles, relief)
-        # One block more than what is left, so that pieces overlap where they meet.
-        hidden = ndimage.binary_erosion(hidden, np.ones((3, 3), bool), border_value=1)
-        triangles = triangles[~hidden.ravel()[triangles].all(axis=1)]
-        if len(triangles):
-            shown.append((relief, triangles))
-    return shown
+def _close(relief: Relief, axis: int) -> None:
+    """Put vertices, in place, into gaps of one block between two neighbours on one surface."""
+    fields = [np.moveaxis(v, axis, 0) for v in (relief.points, relief.at, relief.depth, relief.confidence)]
+    depth, size = fields[2], np.moveaxis(relief.size, axis, 0)
+    one = np.linalg.norm(fields[0][2:] - fields[0][:-2], axis=-1) < 2 * SLANT * np.minimum(size[2:], size[:-2])
+    gap = (depth[1:-1] == 0) & (depth[2:] > 0) & (depth[:-2] > 0) & one
+    for field in fields:
+        field[1:-1][gap] = (field[:-2][gap] + field[2:][gap]) / 2
 
 
-def _touched(triangles: NDArray[np.int64], relief: _Relief) -> np.ndarray:
+def _touched(triangles: NDArray[np.int64], relief: Relief) -> np.ndarray:
     """(h, w) blocks that are a corner of some triangle."""
     touched = np.zeros(relief.depth.size, bool)
     touched[triangles] = True
     return touched.reshape(relief.depth.shape)
 
 
-def _seen(relief: _Relief, other: _Relief, covered: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def _seen(relief: Relief, other: Relief, covered: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """For each block of a view, what another one sees there: the block's depth in it, and that view's own depth, size,
     confidence (0: nothing), and whether it is `covered`."""
     height, width = other.depth.shape
@@ -184,7 +194,7 @@ def _seen(relief: _Relief, other: _Relief, covered: np.ndarray | None) -> tuple[
     return z, depth, depth / np.float32(other.K[0, 0]), confidence, meshed
 
 
-def _solid(relief: _Relief) -> NDArray[np.int64]:
+def _solid(relief: Relief) -> NDArray[np.int64]:
     """(T, 3) triangles between neighbouring blocks on one surface, counter-clockwise for who looks from the camera."""
     index = np.arange(relief.depth.size).reshape(relief.depth.shape)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
@@ -204,7 +214,7 @@ def _solid(relief: _Relief) -> NDArray[np.int64]:
     return np.concatenate([np.stack([corner[where] for corner in corners], axis=1) for corners, where in kinds])
 
 
-def _joined(relief: _Relief, axis: int) -> np.ndarray:
+def _joined(relief: Relief, axis: int) -> np.ndarray:
     """Whether each block and the next one along an axis lie on one surface: (h - 1, w) or (h, w - 1)."""
     points, depth, size = (np.moveaxis(v, axis, 0) for v in (relief.points, relief.depth, relief.size))
     there = (depth[1:] > 0) & (depth[:-1] > 0)

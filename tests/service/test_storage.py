@@ -16,6 +16,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from service.pages import File
 from service.storage import CHUNK, Storage, result_path, upload_path, zip_size
 from tests.service.support import SMALL, ended, form, serving, settled, stored, working
 
@@ -199,6 +200,9 @@ async def test_a_job_with_its_files_in_a_bucket(settings, bucket):
         file = done["files"][0]
         sent = await client.get(file["url"])
         assert (sent.status_code, sent.headers["cache-control"]) == (307, "no-store")
+        client.app.state.pages = {"index.html": File("index.html", b"<p>")}
+        origin = str(httpx.URL(sent.headers["location"]).copy_with(raw_path=b"")).rstrip("/")
+        assert f"connect-src 'self' {origin} " in (await client.get("/")).headers["content-security-policy"]
         async with httpx.AsyncClient() as anybody:
             got = await anybody.get(sent.headers["location"])
             part = await anybody.get(sent.headers["location"], headers={"Range": "bytes=0-9"})

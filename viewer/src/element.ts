@@ -18,7 +18,7 @@ import { Panel } from "./element/panel";
 import { BACKGROUNDS, Settings } from "./element/settings";
 import css from "./element/style.css?inline";
 import { type PanelName, type Switch, type Tool, Toolbar } from "./element/toolbar";
-import { percent, REPRESENTATIONS, stage } from "./element/words";
+import { bytes, percent, REPRESENTATIONS, stage } from "./element/words";
 import type { Representation, SceneView, Shown } from "./scene/view";
 
 /** `still`: there is no 3D here, and a picture must do. */
@@ -30,7 +30,9 @@ const GONE_3D = "This device has stopped drawing in 3D, so here is a picture. Re
 const PATIENCE = 5_000;
 /** Height in CSS pixels from which there is room for the photos below the scene. */
 const ROOMY = 520;
-const FOOTING = "Walking: arrow keys or W A S D to move, drag to look around.";
+const FOOTING = matchMedia("(pointer: coarse)").matches
+  ? "Walking: one finger looks around, two fingers move."
+  : "Walking: arrow keys or W A S D to move, drag to look around.";
 
 export class SceneliftViewer extends HTMLElement {
   static readonly observedAttributes = ["src", "representation", "background", "controls"];
@@ -255,16 +257,18 @@ export class SceneliftViewer extends HTMLElement {
     view.addEventListener("measured", (event) => this.measured((event as CustomEvent<number | null>).detail));
     view.addEventListener("stood", (event) => this.stood((event as CustomEvent<number | null>).detail));
     view.addEventListener("drawn", (event) => this.drawn((event as CustomEvent<Shown>).detail));
-    view.addEventListener("lost", () => (this.patience = setTimeout(() => this.still(GONE_3D), PATIENCE)));
-    view.addEventListener("restored", () => clearTimeout(this.patience));
-    const onProgress = (share: number) => {
-      this.curtain.load(share);
+    view.addEventListener("lost", () => this.lost());
+    view.addEventListener("restored", () => this.restored());
+    const onProgress = (share: number, bytes: number) => {
+      this.curtain.load(share, bytes);
       this.tell(job, share);
     };
     this.dress();
     // In a low place the photos would cover the scene until they are asked for.
     this.flip("photos", this.switches.photos && this.stage.clientHeight >= ROOMY);
-    const shown = await view.open(job, address, onProgress, signal, this.representation ?? undefined);
+    const opening = view.open(job, address, onProgress, signal, this.representation ?? undefined);
+    this.toolbar.offer(view.representations, this.representation);
+    const shown = await opening;
     this.settings.apply();
     view.walking = this.switches.walk ? "walk" : "orbit";
     view.frusta = this.controls === "full" && this.switches.frusta;
@@ -285,8 +289,8 @@ export class SceneliftViewer extends HTMLElement {
     try {
       const shown = await view.show(
         representation,
-        (share) => {
-          this.chip.text = `Opening the ${name}: ${percent(share)}`;
+        (share, total) => {
+          this.chip.text = `Opening the ${name}: ${percent(share)} of ${bytes(total)}`;
           this.tell(opened.job, share);
         },
         signal,
@@ -311,6 +315,17 @@ export class SceneliftViewer extends HTMLElement {
     if (this.opened) this.opened.shown = shown;
     if (this.about) this.about.shown = shown;
     this.settings.shown = shown;
+  }
+
+  /** The device needs its graphics elsewhere: often for a moment only. */
+  private lost(): void {
+    this.curtain.still("The device has stopped drawing in 3D for a moment.");
+    this.patience = setTimeout(() => this.still(GONE_3D), PATIENCE);
+  }
+
+  private restored(): void {
+    clearTimeout(this.patience);
+    if (this.state === "ready") this.curtain.lift();
   }
 
   private still(why: string): void {
@@ -345,7 +360,7 @@ export class SceneliftViewer extends HTMLElement {
     this.switches[name] = on;
     this.toolbar.mark(name, on);
     if (name === "photos") this.filmstrip.element.hidden = !on;
-    if (name === "walk") this.chip.text = on ? FOOTING : "";
+    if (name === "walk") this.chip.hint(on ? FOOTING : "");
     if (name === "measure") this.measured(null);
     if (!this.view) return;
     if (name === "walk") this.view.walking = on ? "walk" : "orbit";

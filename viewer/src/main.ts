@@ -173,10 +173,8 @@ function drawSending(progress: ProgressCard, state: Sending): void {
 function refuse(error: unknown): void {
   if (!(error instanceof Problem)) throw error;
   if (tray.blame(error)) return;
-  alarm.replaceChildren(
-    h("p", {}, h("strong", {}, error.message)),
-    h("p", {}, error.suggestion),
-  );
+  const [sentence, more] = error.status === 401 ? ["Without its key the service takes no photos.", ""] : [error.message, error.suggestion];
+  alarm.replaceChildren(h("p", {}, h("strong", {}, sentence)), h("p", {}, more));
   start.focus();
 }
 

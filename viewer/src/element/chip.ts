@@ -3,6 +3,9 @@
 import { h } from "./dom";
 import { distance } from "./words";
 
+/** Milliseconds for which a hint stays. */
+const HINT = 6_000;
+
 export class Chip {
   readonly element = h("p", { class: "chip", part: "chip" });
   private readonly slider = h("input", { type: "range", min: 0, max: 100, value: 0, title: "Lay the photo over the scene" });
@@ -14,12 +17,19 @@ export class Chip {
     this.slider.addEventListener("input", () => onOpacity(this.slider.valueAsNumber / 100));
   }
 
+  /** Something to know that need not stay. */
+  hint(text: string): void {
+    this.text = text;
+    const said = this.element.firstChild;
+    setTimeout(() => this.element.firstChild === said && this.element.replaceChildren(), HINT);
+  }
+
   get text(): string {
     return this.element.textContent;
   }
 
   set text(text: string) {
-    this.element.replaceChildren(text);
+    this.element.replaceChildren(...(text ? [text] : []));
   }
 
   /** The distance between two points; null: they are still to be chosen. */

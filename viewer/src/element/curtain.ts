@@ -3,7 +3,7 @@
 import type { JobDocument, Problem } from "../api";
 import { h } from "./dom";
 import { icon } from "./icons";
-import { count, percent, stage } from "./words";
+import { bytes, count, percent, stage } from "./words";
 
 export class Curtain {
   private readonly poster = h("img", { class: "poster", part: "poster", alt: "", hidden: true });
@@ -47,10 +47,11 @@ export class Curtain {
   }
 
   /** The scene's files are on their way. */
-  load(share: number): void {
+  load(share: number, total = 0): void {
     this.put("loading");
     this.bar.value = share;
-    this.card.append(h("p", { class: "quiet" }, `Opening the scene: ${percent(share)}`));
+    const much = total ? `: ${percent(share)} of ${bytes(total)}` : "";
+    this.card.append(h("p", { class: "quiet" }, `Opening the scene${much}`));
   }
 
   /** What went wrong, and what to do. */

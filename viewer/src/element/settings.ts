@@ -68,7 +68,9 @@ export class Settings {
   /** What is drawn now. The size of points is of use for points alone. */
   set shown(shown: Shown) {
     this.sizeRow.hidden = shown.representation !== "points";
-    const less = shown.drawn < shown.total ? " Slow devices draw fewer, above all while moving." : "";
+    // Fewer than asked for, by more than rounding.
+    const fewer = shown.drawn < 0.98 * (1 - this.leastSure) * shown.total;
+    const less = fewer ? " Slow devices draw fewer, above all while moving." : "";
     this.seen.textContent = `Drawn now: ${seen(shown)}.${less}`;
   }
 

@@ -68,8 +68,8 @@ export class Toolbar {
     );
   }
 
-  /** Which representations there are, and which is shown. */
-  offer(representations: Representation[], shown: Representation): void {
+  /** Which representations there are, and which is shown, or will be. */
+  offer(representations: Representation[], shown: Representation | null): void {
     this.choice.hidden = representations.length < 2;
     this.choice.replaceChildren(
       h("legend", { class: "unseen" }, "Shown as"),
@@ -88,6 +88,7 @@ export class Toolbar {
       button.disabled = scene !== "drawn" && !ALWAYS.includes(tool);
       button.hidden = scene === "none" && button.disabled;
     }
+    this.choice.disabled = scene !== "drawn";
     if (scene !== "drawn") this.choice.hidden = true;
     this.element.classList.toggle("few", scene === "none");
   }

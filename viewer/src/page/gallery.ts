@@ -1,7 +1,7 @@
 /** Scenes that came with the service: something to look at before the first photo. */
 
 import { h } from "./dom";
-import { count, duration } from "./words";
+import { duration } from "./words";
 
 export interface Example {
   readonly name: string;
@@ -20,9 +20,12 @@ export async function examples(root: string): Promise<Example[]> {
   return response?.ok ? response.json() : [];
 }
 
+export function about(example: Example): string {
+  return `${example.note}. Made in ${duration(example.seconds)}.`;
+}
+
 /** A card that opens the example's scene. */
 export function card(example: Example, root: string): HTMLLIElement {
-  const made = `${count(example.views, "photo")}, made in ${duration(example.seconds)}`;
   const picture = new URL(example.preview, root).href;
   return h(
     "li",
@@ -32,8 +35,7 @@ export function card(example: Example, root: string): HTMLLIElement {
       { href: `?example=${encodeURIComponent(example.name)}`, class: "card" },
       h("img", { src: picture, alt: "", loading: "lazy", width: 640, height: 480 }),
       h("strong", {}, example.title),
-      h("span", {}, example.note),
-      h("span", { class: "quiet" }, made),
+      h("span", { class: "quiet" }, about(example)),
     ),
   );
 }

@@ -2,13 +2,13 @@
 
 import { type JobDocument, Problem } from "../api";
 import { announce, h, icon } from "./dom";
-import type { Example } from "./gallery";
+import { about, type Example } from "./gallery";
 import type { Access } from "./key";
 import { Estimate, ProgressCard } from "./progress";
 import type { Recent } from "./recent";
 import { address, share } from "./share";
 import { tiny } from "./thumbnail";
-import { count, duration, elapsed, roughly, stage, when } from "./words";
+import { count, duration, elapsed, lately, roughly, stage } from "./words";
 
 /** What there is beside the job. */
 export interface Around {
@@ -68,8 +68,7 @@ export async function showJob(id: string, around: Around, signal: AbortSignal): 
 /** Show an example's scene. */
 export async function showExample(example: Example, source: string, around: Around): Promise<void> {
   const anew = h("button", { type: "button", class: "primary", onclick: around.anew }, icon("add"), "New scene");
-  const about = `${count(example.views, "photo")}, made in ${duration(example.seconds)}. ${example.note}`;
-  await scene(around.place, example.title, about, [], [anew], source);
+  await scene(around.place, example.title, about(example), [], [anew], source);
 }
 
 async function showScene(job: JobDocument, around: Around): Promise<void> {
@@ -90,19 +89,19 @@ async function showScene(job: JobDocument, around: Around): Promise<void> {
     h("button", { type: "button", class: "primary", onclick: around.anew }, icon("add"), "New scene"),
   ];
   const took = job.started_at && job.finished_at ? Date.parse(job.finished_at) - Date.parse(job.started_at) : 0;
-  const kept = job.expires_at ? ` Kept until ${when(job.expires_at)}.` : "";
-  const about = `${when(job.created_at)}, made in ${duration(took / 1000)} by ${job.model}.${kept}`;
+  const kept = job.expires_at ? ` Kept until ${lately(job.expires_at)}.` : "";
+  const facts = `${lately(job.created_at)}, made in ${duration(took / 1000)} by ${job.model}.${kept}`;
   const doubt = "The whole scene is doubtful. Photos with more overlap, each taken a step further, help most.";
   const notes = [...(job.low_confidence ? [doubt] : []), ...job.warnings];
   const title = `Scene of ${count(job.views.length, "photo")}`;
-  await scene(around.place, title, about, notes, actions, source, status);
+  await scene(around.place, title, facts, notes, actions, source, status);
   if (!recent.pictured(job.id)) await depict(job, source, recent);
 }
 
 async function scene(
   place: HTMLElement,
   title: string,
-  about: string,
+  facts: string,
   notes: readonly string[],
   actions: readonly HTMLElement[],
   source: string,
@@ -121,7 +120,7 @@ async function scene(
       h(
         "div",
         { class: "title" },
-        h("div", {}, heading, h("p", { class: "quiet" }, about)),
+        h("div", {}, heading, h("p", { class: "quiet" }, facts)),
         h("div", { class: "actions" }, ...actions),
       ),
       ...more,

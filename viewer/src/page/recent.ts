@@ -4,7 +4,7 @@ import { type JobDocument, Problem } from "../api";
 import { confirmed } from "./dialog";
 import { announce, h, tool } from "./dom";
 import type { Access } from "./key";
-import { count, when } from "./words";
+import { count, lately } from "./words";
 
 const KEPT = "scenelift.recent";
 const MOST = 12;
@@ -105,7 +105,7 @@ export class Recent extends EventTarget {
 
   private entry(one: Remembered): HTMLLIElement {
     const photos = count(one.photos, "photo");
-    const time = when(new Date(one.at).toISOString());
+    const time = lately(one.at);
     const title = h("strong", {}, time);
     const about = [photos, STATUS[one.status]].filter(Boolean).join(" · ");
     const picture = one.picture ? h("img", { src: one.picture, alt: "" }) : h("span", { class: "blank" });

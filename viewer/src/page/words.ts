@@ -1,6 +1,12 @@
-/** Times of work that goes on, in words. */
+/** Times, in words. */
 
 export { bytes, count, duration, percent, stage, when } from "../element/words";
+
+/** Of what is no older than a few days. */
+export function lately(time: string | number): string {
+  const form: Intl.DateTimeFormatOptions = { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" };
+  return new Date(time).toLocaleString("en", form);
+}
 
 export function elapsed(seconds: number): string {
   const whole = Math.floor(seconds);

@@ -110,7 +110,7 @@ export class Stage {
     this.observer.disconnect();
     this.renderer.dispose();
     // Else the browser holds the graphics until it happens to collect them, and counts it among the few it allows.
-    this.renderer.forceContextLoss();
+    if (!this.renderer.getContext().isContextLost()) this.renderer.forceContextLoss();
   }
 
   private draw(now: number): void {

@@ -18,6 +18,9 @@ export { NoWebGL, type Walking };
 const SPLAT_FILES = ["gaussians.spz", "scene.splat", "gaussians.ply"] as const;
 export type SplatFile = (typeof SPLAT_FILES)[number];
 
+/** Told the share (0 to 1) of so many bytes in all that has come. */
+export type OnProgress = (share: number, bytes: number) => void;
+
 export interface Shown {
   representation: Representation;
   /** Points, Gaussians or triangles of the file, and how many of them are drawn. */
@@ -94,7 +97,7 @@ export class SceneView extends EventTarget {
   async open(
     job: JobDocument,
     address: string,
-    onProgress: (share: number) => void,
+    onProgress: OnProgress,
     signal: AbortSignal,
     wanted?: Representation,
   ): Promise<Shown> {
@@ -128,7 +131,7 @@ export class SceneView extends EventTarget {
 
   async show(
     representation: Representation,
-    onProgress: (share: number) => void,
+    onProgress: OnProgress,
     signal: AbortSignal,
   ): Promise<Shown> {
     const layer = await this.load(representation, onProgress, signal);
@@ -470,11 +473,11 @@ export class SceneView extends EventTarget {
 type Bar = (file: FileDocument, bytes: number) => void;
 
 /** Tells the share of the bytes of several files that have come. */
-function progressOver(files: FileDocument[], onProgress: (share: number) => void): Bar {
+function progressOver(files: FileDocument[], onProgress: OnProgress): Bar {
   const total = files.reduce((sum, file) => sum + file.bytes, 0);
   const come = new Map<string, number>();
   return (file, bytes) => {
     come.set(file.name, bytes);
-    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1));
+    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1), total);
   };
 }
