@@ -178,8 +178,11 @@ function drawSending(progress: ProgressCard, state: Sending): void {
 function refuse(error: unknown): void {
   if (!(error instanceof Problem)) throw error;
   if (tray.blame(error)) return;
-  const [sentence, more] = error.status === 401 ? ["Without its key the service takes no photos.", ""] : [error.message, error.suggestion];
-  alarm.replaceChildren(h("p", {}, h("strong", {}, sentence)), h("p", {}, more));
+  const sentence = error.status === 401 ? "Without its key the service takes no photos." : error.message;
+  alarm.replaceChildren(
+    h("p", {}, h("strong", {}, sentence)),
+    h("p", {}, error.status === 401 ? "" : error.suggestion),
+  );
   start.focus();
 }
 
@@ -259,4 +262,4 @@ followRecent();
 followKey();
 route();
 void showGallery();
-void watchReadiness(access, part("div", "banner"));
+void watchReadiness(access, part("div", "banner"), () => void showModels());
