@@ -44,7 +44,7 @@ export class About {
     if (job.expires_at) fact("Kept until", when(job.expires_at));
     fact("Lengths", "in units of its own");
     const unit = h("p", { class: "quiet" }, "Photos alone do not tell how large a place is. A scene is right but for its size.");
-    this.content = [...doubts(job), facts, unit, photos(job), seconds(job), keys()];
+    this.content = [...doubts(job), facts, unit, photos(job), ...seconds(job), keys()];
   }
 
   /** What is drawn now. */
@@ -73,10 +73,10 @@ function photos(job: JobDocument): HTMLElement {
   return fold(`Photos (${job.views.length})`, list);
 }
 
-function seconds(job: JobDocument): HTMLElement {
+function seconds(job: JobDocument): HTMLElement[] {
   const list = h("dl", { class: "facts" });
   for (const { name, seconds } of times(job)) list.append(h("dt", {}, name), h("dd", {}, duration(seconds)));
-  return fold("Where the time went", list);
+  return list.childElementCount ? [fold("Where the time went", list)] : [];
 }
 
 function keys(): HTMLElement {

@@ -15,6 +15,7 @@ import {
 
 import { firstHit, type Layer, quantiles, rankOf, sampled } from "./layer";
 import { readVertices } from "./ply";
+import { Sureness } from "./sureness";
 
 /** Diameter of a point's disc in spacings: 1 would just touch its neighbours, more closes surfaces seen aslant. */
 const DISC = 1.45;
@@ -119,6 +120,11 @@ export class Cloud implements Layer {
     const isShown = (index: number) => this.ranks[index]! + 0.5 >= least;
     const found = firstHit(position!.array as Float32Array, own, cone, spacing!.array as Float32Array, isShown);
     return found < 0 ? null : new Vector3().fromBufferAttribute(position!, found).applyMatrix4(this.object.matrix);
+  }
+
+  /** How sure each of them is, by its place in the file's axes. */
+  get sureness(): Sureness {
+    return new Sureness(this.object.geometry.attributes.position!.array as Float32Array, this.ranks);
   }
 
   dispose(): void {

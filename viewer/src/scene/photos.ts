@@ -43,7 +43,7 @@ export class Photos {
   private atlas: Texture | null = null;
   private stood: number | null = null;
   private lit: number | null = null;
-  private overlay = 0;
+  private visible = true;
 
   constructor(
     private readonly world: World,
@@ -76,7 +76,7 @@ export class Photos {
 
   /** The view whose photo a ray meets first, or null. */
   pick(ray: Ray): number | null {
-    if (!this.object.visible) return null;
+    if (!this.visible) return null;
     const faces = [...this.frusta.values()].filter(({ photo }) => photo.view !== this.stood).map(({ face }) => face);
     const [hit] = new Raycaster(ray.origin, ray.direction).intersectObjects(faces, false);
     return hit ? (hit.object.userData.view as number) : null;
@@ -97,8 +97,14 @@ export class Photos {
   stand(view: number | null, opacity: number): void {
     if (this.stood !== null && this.stood !== view) this.frusta.get(this.stood)?.wear(null);
     this.stood = view;
-    this.overlay = opacity;
-    if (view !== null) this.frusta.get(view)?.wear(this.overlay);
+    if (view !== null) this.frusta.get(view)?.wear(opacity);
+    this.shown = this.visible;
+  }
+
+  /** Whether the frusta are seen; the photo over the scene is in any case. */
+  set shown(visible: boolean) {
+    this.visible = visible;
+    for (const [view, { object }] of this.frusta) object.visible = visible || view === this.stood;
   }
 
   dispose(): void {

@@ -3,8 +3,9 @@
 import { dyno, SparkRenderer, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
 import { DataTexture, Group, type Matrix4, type Ray, RedFormat, Vector3, type WebGLRenderer } from "three";
 
+import type { SplatFile } from "./files";
 import { firstHit, type Layer, quantiles, rankOf, sampled } from "./layer";
-import type { SplatFile } from "./view";
+import type { Sureness } from "./sureness";
 import { FLIP } from "./world";
 
 const TYPES: Record<SplatFile, SplatFileType> = {
@@ -20,7 +21,8 @@ export class Splats implements Layer {
   readonly total: number;
 
   private readonly least = dyno.dynoFloat(0);
-  private readonly ranks: DataTexture;
+  private readonly ranks: Uint8Array<ArrayBuffer>;
+  private readonly texels: DataTexture;
   private readonly centres: Float32Array;
 
   /**
@@ -34,16 +36,19 @@ export class Splats implements Layer {
     renderer: WebGLRenderer,
     request: () => void,
   ): Promise<Splats> {
-    const mesh = new SplatMesh({ fileBytes: bytes, fileType: TYPES[file] });
+    // Whole floats for the centres: halves, as Spark packs them else, would show as steps from near.
+    const mesh = new SplatMesh({ fileBytes: bytes, fileType: TYPES[file], extSplats: true });
     await mesh.initialized;
     // SPZ alone is written with OpenGL's axes, as its format demands.
-    mesh.applyMatrix4(file === "gaussians.spz" ? fromFiles.clone().multiply(FLIP) : fromFiles);
+    const flipped = file === "gaussians.spz";
+    mesh.applyMatrix4(flipped ? fromFiles.clone().multiply(FLIP) : fromFiles);
     mesh.updateMatrixWorld();
-    return new Splats(mesh, new SparkRenderer({ renderer, onDirty: request, enableLod: false }));
+    return new Splats(mesh, flipped, new SparkRenderer({ renderer, onDirty: request, enableLod: false }));
   }
 
   private constructor(
     private readonly mesh: SplatMesh,
+    private readonly flipped: boolean,
     private readonly spark: SparkRenderer,
   ) {
     this.object.add(spark, mesh);
@@ -54,14 +59,14 @@ export class Splats implements Layer {
       centre.toArray(this.centres, 3 * index);
       opacities[index] = opacity;
     });
-    // How sure a Gaussian is, its file does not tell but by its opacity: networks predict it so, and without a network
-    // the service makes it of the point's confidence. Among equals the file's order, the largest first, decides.
+    // Until a point cloud tells how sure each is: the service makes opacities of the points' confidence, or has them from
+    // the network. Among equals the file's order, the largest first, decides.
     const values = opacities.map((opacity, index) => opacity + (1e-3 * index) / this.total);
     const edges = quantiles(values);
-    const texels = new Uint8Array(WIDTH * Math.ceil(this.total / WIDTH));
-    for (let i = 0; i < this.total; i++) texels[i] = rankOf(values[i]!, edges);
-    this.ranks = new DataTexture(texels, WIDTH, texels.length / WIDTH, RedFormat);
-    this.ranks.needsUpdate = true;
+    this.ranks = new Uint8Array(WIDTH * Math.ceil(this.total / WIDTH));
+    for (let i = 0; i < this.total; i++) this.ranks[i] = rankOf(values[i]!, edges);
+    this.texels = new DataTexture(this.ranks, WIDTH, this.ranks.length / WIDTH, RedFormat);
+    this.texels.needsUpdate = true;
     mesh.objectModifier = this.leavingOut();
     mesh.updateGenerator();
   }
@@ -83,15 +88,25 @@ export class Splats implements Layer {
     this.mesh.updateVersion();
   }
 
+  /** Have each as sure as the point at its place. */
+  rankBy(sureness: Sureness): void {
+    const sign = this.flipped ? -1 : 1;
+    for (let i = 0; i < this.total; i++) {
+      const rank = sureness.at(this.centres[3 * i]!, sign * this.centres[3 * i + 1]!, sign * this.centres[3 * i + 2]!);
+      if (rank >= 0) this.ranks[i] = rank;
+    }
+    this.texels.needsUpdate = true;
+    this.mesh.updateVersion();
+  }
+
   sample(count: number): Float32Array {
     return sampled(this.centres, count, this.mesh.matrixWorld);
   }
 
   pick(ray: Ray, cone: number): Vector3 | null {
     const own = ray.clone().applyMatrix4(this.mesh.matrixWorld.clone().invert());
-    const ranks = this.ranks.image.data as Uint8Array;
     const least = 256 * this.least.value;
-    const found = firstHit(this.centres, own, cone, undefined, (index) => ranks[index]! + 0.5 >= least);
+    const found = firstHit(this.centres, own, cone, undefined, (index) => this.ranks[index]! + 0.5 >= least);
     return found < 0 ? null : new Vector3().fromArray(this.centres, 3 * found).applyMatrix4(this.mesh.matrixWorld);
   }
 
@@ -100,7 +115,7 @@ export class Splats implements Layer {
     this.spark.dispose();
     this.spark.geometry.dispose();
     this.spark.material.dispose();
-    this.ranks.dispose();
+    this.texels.dispose();
   }
 
   /** Makes the least sure ones wholly transparent, on the GPU. */
@@ -110,7 +125,7 @@ export class Splats implements Layer {
       const step = dyno.dyno({
         inTypes: { gsplat: Gsplat, ranks: "sampler2D", least: "float" },
         outTypes: { gsplat: Gsplat },
-        inputs: { gsplat, ranks: dyno.dynoSampler2D(this.ranks), least: this.least },
+        inputs: { gsplat, ranks: dyno.dynoSampler2D(this.texels), least: this.least },
         statements: ({ inputs, outputs }) => [
           `${outputs.gsplat} = ${inputs.gsplat};`,
           `ivec2 texel = ivec2(${inputs.gsplat}.index % ${WIDTH}, ${inputs.gsplat}.index / ${WIDTH});`,

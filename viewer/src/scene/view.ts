@@ -2,24 +2,17 @@
 
 import { Ray, Vector2, Vector3 } from "three";
 
-import { absolute, download, type FileDocument, type JobDocument } from "../api";
+import type { JobDocument } from "../api";
 import { Cloud } from "./cloud";
 import { Controls, type Walking } from "./controls";
+import { Files, type OnProgress, type Representation, type SplatFile } from "./files";
 import type { Layer } from "./layer";
 import { Measure } from "./measure";
 import { Photos } from "./photos";
 import { NoWebGL, Stage } from "./stage";
 import { type CamerasFile, firstLook, type Look, photoPose, worldOf, type World } from "./world";
 
-export type Representation = "gaussians" | "points" | "mesh";
-export { NoWebGL, type Walking };
-
-/** Files of Gaussians, the best first. */
-const SPLAT_FILES = ["gaussians.spz", "scene.splat", "gaussians.ply"] as const;
-export type SplatFile = (typeof SPLAT_FILES)[number];
-
-/** Told the share (0 to 1) of so many bytes in all that has come. */
-export type OnProgress = (share: number, bytes: number) => void;
+export { NoWebGL, type OnProgress, type Representation, type Walking };
 
 export interface Shown {
   representation: Representation;
@@ -28,13 +21,10 @@ export interface Shown {
   drawn: number;
 }
 
-/** More Gaussians than that are shown only when asked for: by graphics of this kind. */
-const MANY_GAUSSIANS = { large: 1_500_000, small: 600_000, software: 0 };
-/** Bytes of a Gaussian in gaussians.spz, about. */
-const SPZ_BYTES = 14;
 /** Points that are read at most, of evenly all: about 20 bytes each on the graphics card, and as many beside it. */
 const MOST_POINTS = { phone: 700_000, desktop: 4_000_000 };
-const SAMPLE = 20_000;
+/** Points by which the scene is framed. */
+const SAMPLE = 10_000;
 /** Radius in CSS pixels in which a press finds a point. */
 const FINGER = 8;
 
@@ -52,8 +42,10 @@ export class SceneView extends EventTarget {
   private readonly layers = new Map<Representation, Layer>();
   private readonly listening = new AbortController();
 
-  private job: JobDocument | null = null;
-  private address = "";
+  /** Aborted when another job is opened, or none any more. */
+  private opened = new AbortController();
+  private isRanked = false;
+  private files: Files | null = null;
   private world: World = worldOf(null);
   private look: Look | null = null;
   private current: Representation | null = null;
@@ -99,23 +91,20 @@ export class SceneView extends EventTarget {
     wanted?: Representation,
   ): Promise<Shown> {
     this.close();
-    this.job = job;
-    this.address = address;
-    const best = wanted && this.fileFor(wanted) ? wanted : this.best();
+    const files = (this.files = new Files(job, address));
+    const best = wanted && files.of(wanted) ? wanted : files.best(this.stage.graphics);
     if (!best) throw new Error("This job has no file that can be shown.");
-    const files = this.filesOf("cameras.json", this.fileOf(best).name);
-    const bar = progressOver(files, onProgress);
-    const cameras = files.length > 1 ? this.fetch(files[0]!, bar, signal) : null;
-    const [bytes, text] = await Promise.all([this.fetch(files.at(-1)!, bar, signal), cameras]);
-    this.world = worldOf(text && (JSON.parse(new TextDecoder().decode(text)) as CamerasFile));
-    const layer = await this.read(best, bytes);
-    signal.throwIfAborted();
+    const cameras = files.named("cameras.json");
+    const needed = [files.of(best)!, ...(cameras ? [cameras] : [])];
+    const [bytes, text] = await files.fetch(needed, onProgress, signal);
+    this.world = worldOf(text ? (JSON.parse(new TextDecoder().decode(text)) as CamerasFile) : null);
+    const layer = this.keep(best, await this.read(best, bytes!), signal);
 
     this.look = firstLook(this.world, layer.sample(SAMPLE), this.stage.aspect);
     this.controls.scale = this.look.scale;
     this.controls.place(this.look.pose, this.look.centre);
     this.photos = new Photos(this.world, this.look.scale);
-    this.photos.object.visible = this.photosShown;
+    this.photos.shown = this.photosShown;
     this.stage.scene.add(this.photos.object);
     const shown = await this.put(best, layer, signal);
     void this.readPhotos(this.photos, signal);
@@ -124,28 +113,18 @@ export class SceneView extends EventTarget {
 
   /** Those that the job's files allow. */
   get representations(): Representation[] {
-    return (["gaussians", "mesh", "points"] as const).filter((one) => this.job && this.fileFor(one));
+    return this.files?.representations ?? [];
   }
 
-  async show(
-    representation: Representation,
-    onProgress: OnProgress,
-    signal: AbortSignal,
-  ): Promise<Shown> {
-    let layer = this.layers.get(representation);
-    if (!layer) {
-      const file = this.fileOf(representation);
-      const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
-      layer = await this.read(representation, bytes);
-      signal.throwIfAborted();
-    }
-    return this.put(representation, layer, signal);
+  async show(representation: Representation, onProgress: OnProgress, signal: AbortSignal): Promise<Shown> {
+    return this.put(representation, await this.load(representation, onProgress, signal), signal);
   }
 
   /** Leave out the least sure share (0 to 1) of what is drawn. Acts at once; a mesh stays whole. */
   set leastSure(share: number) {
     this.share = share;
     this.layer?.leaveOut(share);
+    if (share > 0) void this.rankGaussians();
     this.tellDrawn();
     this.stage.request();
   }
@@ -165,7 +144,7 @@ export class SceneView extends EventTarget {
 
   set frusta(visible: boolean) {
     this.photosShown = visible;
-    if (this.photos) this.photos.object.visible = visible || this.stood !== null;
+    if (this.photos) this.photos.shown = visible;
     this.stage.request();
   }
 
@@ -229,6 +208,9 @@ export class SceneView extends EventTarget {
   }
 
   private close(): void {
+    this.opened.abort();
+    this.opened = new AbortController();
+    this.isRanked = false;
     this.clearMeasure();
     for (const layer of this.layers.values()) {
       layer.object.removeFromParent();
@@ -241,32 +223,22 @@ export class SceneView extends EventTarget {
     this.untouched = true;
   }
 
-  private filesOf(...names: string[]): FileDocument[] {
-    return names.flatMap((name) => this.job!.files.find((file) => file.name === name) ?? []);
-  }
-
-  private fileFor(representation: Representation): FileDocument | undefined {
-    if (representation === "gaussians") return this.filesOf(...SPLAT_FILES)[0];
-    return this.filesOf(representation === "points" ? "scene.ply" : "mesh.glb")[0];
-  }
-
-  private fileOf(representation: Representation): FileDocument {
-    const file = this.fileFor(representation);
+  private async load(representation: Representation, onProgress: OnProgress, signal: AbortSignal): Promise<Layer> {
+    const there = this.layers.get(representation);
+    if (there) return there;
+    const file = this.files?.of(representation);
     if (!file) throw new Error(`This job has no ${representation}.`);
-    return file;
+    const [bytes] = await this.files!.fetch([file], onProgress, signal);
+    return this.keep(representation, await this.read(representation, bytes!), signal);
   }
 
-  /** What to show first: Gaussians look best, where they can be drawn fast. */
-  private best(): Representation | undefined {
-    const [first, ...others] = this.representations;
-    if (first !== "gaussians" || !others.length) return first;
-    const [exact] = this.filesOf("scene.splat");
-    const count = exact ? exact.bytes / 32 : this.fileOf("gaussians").bytes / SPZ_BYTES;
-    return count <= MANY_GAUSSIANS[this.stage.graphics] ? first : others[0];
-  }
-
-  private fetch(file: FileDocument, bar: Bar, signal: AbortSignal): Promise<ArrayBuffer> {
-    return download(absolute(file.url, this.address), (bytes) => bar(file, bytes), signal);
+  /** Keep what has been read, unless it has been asked for twice, or is not wanted any more. */
+  private keep(representation: Representation, layer: Layer, signal: AbortSignal): Layer {
+    const there = this.layers.get(representation);
+    if (there || signal.aborted) layer.dispose();
+    signal.throwIfAborted();
+    this.layers.set(representation, there ?? layer);
+    return there ?? layer;
   }
 
   private async read(representation: Representation, bytes: ArrayBuffer): Promise<Layer> {
@@ -284,40 +256,60 @@ export class SceneView extends EventTarget {
       return new Cloud(bytes, fromFiles, eyes, isPhone ? MOST_POINTS.phone : MOST_POINTS.desktop);
     }
     const { Splats } = await import("./splats");
-    const file = this.fileOf(representation).name as SplatFile;
+    const file = this.files!.of(representation)!.name as SplatFile;
     return Splats.read(bytes, file, fromFiles, this.stage.renderer, () => this.stage.request());
   }
 
   /** Draw this layer, and no other once there is something of it to see. */
   private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
-    this.layers.set(representation, layer);
     layer.leaveOut(this.share);
     if (layer instanceof Cloud) layer.size = this.size;
     layer.object.visible = true;
     this.stage.scene.add(layer.object);
-    do {
-      await this.stage.drawn();
-      signal.throwIfAborted();
-    } while (layer.ready === false);
-    for (const [one, { object }] of this.layers) object.visible = one === representation;
-    this.current = representation;
+    try {
+      do {
+        await this.stage.drawn();
+        signal.throwIfAborted();
+      } while (layer.ready === false);
+      this.current = representation;
+    } finally {
+      for (const [one, { object }] of this.layers) object.visible = one === this.current;
+    }
+    if (this.share > 0) void this.rankGaussians();
     this.stage.request();
     return { representation, total: layer.total, drawn: layer.drawn };
   }
 
   /** The photos come last, and the scene does without them where there are none. */
   private async readPhotos(photos: Photos, signal: AbortSignal): Promise<void> {
-    const [file] = this.filesOf("photos.webp");
+    const file = this.files?.named("photos.webp");
     if (!file) return;
     try {
-      const bytes = await this.fetch(file, () => undefined, signal);
-      const image = await createImageBitmap(new Blob([bytes], { type: file.content_type }));
+      const bytes = await this.files!.fetch([file], () => undefined, signal);
+      const image = await createImageBitmap(new Blob(bytes, { type: file.content_type }));
       if (this.photos !== photos) return image.close();
       photos.pictures = image;
       if (this.stood !== null) photos.stand(this.stood, this.overlay);
       this.stage.request();
     } catch (error) {
       if (!signal.aborted) console.warn("The photos are not shown in the scene:", error);
+    }
+  }
+
+  /** Gaussians are as sure as their points, which are read once that matters; by their opacity where they cannot be. */
+  private async rankGaussians(): Promise<void> {
+    const { opened } = this;
+    if (this.current !== "gaussians" || this.isRanked || !this.files?.of("points")) return;
+    this.isRanked = true;
+    try {
+      const points = await this.load("points", () => undefined, opened.signal);
+      const { Splats } = await import("./splats");
+      const gaussians = this.layers.get("gaussians");
+      if (!(points instanceof Cloud && gaussians instanceof Splats)) return;
+      gaussians.rankBy(points.sureness);
+      this.stage.request();
+    } catch (error) {
+      if (!opened.signal.aborted) console.warn("The Gaussians are left out by their opacity:", error);
     }
   }
 
@@ -361,7 +353,7 @@ export class SceneView extends EventTarget {
     if (this.stood === view) return;
     this.stood = view;
     this.photos?.stand(view, this.overlay);
-    this.frusta = this.photosShown;
+    this.stage.request();
     this.tell("stood", view);
   }
 
@@ -427,16 +419,4 @@ export class SceneView extends EventTarget {
   private tell(type: string, detail: unknown = null): void {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
-}
-
-type Bar = (file: FileDocument, bytes: number) => void;
-
-/** Tells the share of the bytes of several files that have come. */
-function progressOver(files: FileDocument[], onProgress: OnProgress): Bar {
-  const total = files.reduce((sum, file) => sum + file.bytes, 0);
-  const come = new Map<string, number>();
-  return (file, bytes) => {
-    come.set(file.name, bytes);
-    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1), total);
-  };
 }
