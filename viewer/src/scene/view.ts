@@ -271,7 +271,7 @@ export class SceneView extends EventTarget {
 
   private async load(
     representation: Representation,
-    onProgress: (share: number) => void,
+    onProgress: OnProgress,
     signal: AbortSignal,
   ): Promise<Layer> {
     const there = this.layers.get(representation);
