@@ -86,8 +86,6 @@ export class SceneliftViewer extends HTMLElement {
   constructor() {
     super();
     const root = this.attachShadow({ mode: "open" });
-    const sheet = new CSSStyleSheet();
-    sheet.replaceSync(css);
     root.adoptedStyleSheets = [sheet];
     this.panels.settings.fill(...this.settings.content);
     const panels = Object.values(this.panels).map((panel) => panel.element);
@@ -516,6 +514,9 @@ export class SceneliftViewer extends HTMLElement {
     this.chip.text = "";
   }
 }
+
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(css);
 
 /** Acting while the scene itself has the keyboard. */
 const KEYS: Record<string, Tool> = { h: "home", g: "walk", c: "frusta", p: "photos", m: "measure", f: "fullscreen" };

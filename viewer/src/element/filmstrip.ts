@@ -3,7 +3,7 @@
 import type { JobDocument } from "../api";
 import { h } from "./dom";
 
-/** photos.webp: square cells of so many pixels, row by row, ceil(sqrt(N)) across; each photo fitted in at the top left. */
+/** photos.webp: square cells, row by row, ceil(sqrt(N)) a row; each photo fitted into its top left. */
 const CELL = 384;
 /** CSS pixels. */
 const HEIGHT = 56;
