@@ -43,7 +43,11 @@ export class About {
     }
     if (job.expires_at) fact("Kept until", when(job.expires_at));
     fact("Lengths", "in units of its own");
-    const unit = h("p", { class: "quiet" }, "Photos alone do not tell how large a place is. A scene is right but for its size.");
+    const unit = h(
+      "p",
+      { class: "quiet" },
+      "Photos alone do not tell how large a place is. A scene is right but for its size.",
+    );
     this.content = [...doubts(job), facts, unit, photos(job), ...seconds(job), keys()];
   }
 
@@ -66,7 +70,9 @@ function photos(job: JobDocument): HTMLElement {
   for (const view of job.views) {
     const size = `${view.width} × ${view.height}`;
     const across = view.focal ? Math.round((360 / Math.PI) * Math.atan(view.width / (2 * view.focal))) : 0;
-    const lens = view.focal ? `focal length ${Math.round(view.focal)} px, sees ${across}° across` : "could not be placed";
+    const lens = view.focal
+      ? `focal length ${Math.round(view.focal)} px, sees ${across}° across`
+      : "could not be placed";
     const name = view["reference"] === true ? `${view.name} (the main photo)` : view.name;
     list.append(h("li", {}, h("b", {}, name), h("span", { class: "quiet" }, `${size}, ${lens}`)));
   }

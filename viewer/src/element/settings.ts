@@ -38,7 +38,12 @@ export class Settings {
       return `× ${this.pointSize.toFixed(1)}`;
     });
     this.radios = [...Object.keys(BACKGROUNDS), ""].map((value) =>
-      h("input", { type: "radio", name: "background", value, onchange: () => this.onBackground(value || this.colour.value) }),
+      h("input", {
+        type: "radio",
+        name: "background",
+        value,
+        onchange: () => this.onBackground(value || this.colour.value),
+      }),
     );
     this.colour.addEventListener("input", () => this.onBackground(this.colour.value));
     const background = h(
