@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -26,6 +27,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 ROOT = Path(__file__).parents[2]
 FAKE = ROOT / "tests" / "service" / "fake_serve.py"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+SMALL = {"width": 640, "height": 560}
+"""Where there is much to draw, by a processor."""
 FLAGS = (
     "--no-sandbox",
     # No GPU is needed: WebGL by SwiftShader.
@@ -127,15 +130,26 @@ class Visit:
         """What the viewer draws: representation, total, drawn."""
         return self.page.evaluate("document.querySelector('scenelift-viewer').shown")
 
+    def show(self, representation: str) -> None:
+        """Choose what the scene is shown as, and wait until it is."""
+        self.page.get_by_role("radio", name=representation.capitalize()).check(force=True)
+        for _ in range(600):
+            if self.shown()["representation"] == representation:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{representation} are not shown")
+
     def picture(self) -> NDArray[np.uint8]:
         """(H, W, 3) the scene as it is seen."""
         png = self.page.evaluate(
             """async () => {
-                const picture = await document.querySelector("scenelift-viewer").screenshot();
-                return Array.from(new Uint8Array(await picture.arrayBuffer()));
+                const reader = new FileReader();
+                reader.readAsDataURL(await document.querySelector("scenelift-viewer").screenshot());
+                await new Promise((resolve) => reader.addEventListener("load", resolve));
+                return reader.result.split(",")[1];
             }"""
         )
-        return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
 
 
 @pytest.fixture
