@@ -25,6 +25,7 @@ import type { Representation, SceneView, Shown } from "./scene/view";
 export type State = "empty" | "idle" | "fetching" | "working" | "loading" | "ready" | "failed" | "still";
 
 const NO_3D = "This browser cannot draw in 3D, so here is a picture. The files can be downloaded all the same.";
+const NOTHING = "This job was asked for no file that can be shown in 3D. What there is can be downloaded.";
 const GONE_3D = "This device has stopped drawing in 3D, so here is a picture. Reload the page to try again.";
 /** Milliseconds in which a device that has taken its graphics away gives them back, if it does. */
 const PATIENCE = 5_000;
@@ -40,22 +41,35 @@ export class SceneliftViewer extends HTMLElement {
   private readonly internals = this.attachInternals();
   private readonly stage = h("div", { class: "stage", part: "stage" });
   private readonly curtain = new Curtain();
-  private readonly toolbar = new Toolbar((tool) => this.use(tool), (representation) => void this.show(representation));
+  private readonly toolbar = new Toolbar(
+    (tool) => this.use(tool),
+    (representation) => void this.show(representation),
+  );
   private readonly filmstrip = new Filmstrip((view) => this.view?.standAt(view));
-  private readonly settings = new Settings(() => this.view, (background) => (this.background = background));
+  private readonly settings = new Settings(
+    () => this.view,
+    (background) => (this.background = background),
+  );
   private readonly panels: Record<PanelName, Panel> = {
     settings: new Panel("Settings", () => this.close()),
     downloads: new Panel("Downloads", () => this.close()),
     info: new Panel("About this scene", () => this.close()),
   };
-  private readonly switches: Record<Switch, boolean> = { photos: true, walk: false, frusta: false, measure: false, fullscreen: false };
+  private readonly switches: Record<Switch, boolean> = {
+    photos: true,
+    walk: false,
+    frusta: false,
+    measure: false,
+    fullscreen: false,
+  };
   private readonly chip = new Chip((opacity) => this.view && (this.view.photoOpacity = this.opacity = opacity));
   private opacity = 0;
   private readonly voice = h("p", { class: "unseen", role: "status", "aria-live": "polite" });
   private readonly help = h(
     "p",
     { class: "unseen", id: "help" },
-    "Arrow keys turn the scene or walk. H: first view. Comma and full stop: previous and next photo. M: measure. F: full screen.",
+    "Arrow keys turn the scene or walk. H: first view. Comma and full stop: previous and next photo. M: measure. " +
+      "F: full screen.",
   );
   private readonly deck = h("div", { class: "deck" }, this.filmstrip.element, this.toolbar.element);
 
@@ -72,12 +86,13 @@ export class SceneliftViewer extends HTMLElement {
   constructor() {
     super();
     const root = this.attachShadow({ mode: "open" });
-    const sheet = new CSSStyleSheet();
-    sheet.replaceSync(css);
     root.adoptedStyleSheets = [sheet];
     this.panels.settings.fill(...this.settings.content);
     const panels = Object.values(this.panels).map((panel) => panel.element);
-    this.stage.append(this.curtain.element, h("div", { class: "grid" }, h("slot", { name: "corner" }), this.chip.element, ...panels, this.deck));
+    this.stage.append(
+      this.curtain.element,
+      h("div", { class: "grid" }, h("slot", { name: "corner" }), this.chip.element, ...panels, this.deck),
+    );
     root.append(this.stage, this.voice, this.help);
     root.addEventListener("keydown", (event) => this.key(event as KeyboardEvent));
     root.addEventListener("pointerdown", (event) => {
@@ -220,6 +235,7 @@ export class SceneliftViewer extends HTMLElement {
     }
     this.put("loading");
     this.curtain.load(0);
+    this.voice.textContent = "Opening the scene.";
     await this.open(await engine.catch(offline), job, address, signal);
   }
 
@@ -236,7 +252,12 @@ export class SceneliftViewer extends HTMLElement {
     throw unreachable();
   }
 
-  private async open(engine: typeof import("./scene/view"), job: JobDocument, address: string, signal: AbortSignal): Promise<void> {
+  private async open(
+    engine: typeof import("./scene/view"),
+    job: JobDocument,
+    address: string,
+    signal: AbortSignal,
+  ): Promise<void> {
     signal.throwIfAborted();
     this.canvas = h("canvas", {
       part: "canvas",
@@ -267,6 +288,10 @@ export class SceneliftViewer extends HTMLElement {
     // In a low place the photos would cover the scene until they are asked for.
     this.flip("photos", this.switches.photos && this.stage.clientHeight >= ROOMY);
     const opening = view.open(job, address, onProgress, signal, this.representation ?? undefined);
+    if (!view.representations.length) {
+      opening.catch(() => undefined);
+      return this.still(NOTHING);
+    }
     this.toolbar.offer(view.representations, this.representation);
     const shown = await opening;
     this.settings.apply();
@@ -338,7 +363,10 @@ export class SceneliftViewer extends HTMLElement {
   private fail(problem: Problem): void {
     this.dispose();
     this.put("failed");
-    this.curtain.fail(problem, problem.kind === "canceled" || problem.kind === "failed" ? null : () => this.start(true));
+    this.curtain.fail(
+      problem,
+      problem.kind === "canceled" || problem.kind === "failed" ? null : () => this.start(true),
+    );
     this.voice.textContent = [problem.message, problem.suggestion].join(" ");
     this.dispatchEvent(new CustomEvent<Problem>("error", { detail: problem }));
   }
@@ -487,6 +515,9 @@ export class SceneliftViewer extends HTMLElement {
   }
 }
 
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(css);
+
 /** Acting while the scene itself has the keyboard. */
 const KEYS: Record<string, Tool> = { h: "home", g: "walk", c: "frusta", p: "photos", m: "measure", f: "fullscreen" };
 
@@ -502,7 +533,8 @@ function problem(error: unknown): Problem {
   if (error instanceof Problem) {
     const { status, kind } = error;
     if (status === 401) return new Problem(status, kind, error.message, "Ask for a new link to this scene.");
-    if (status === 404) return new Problem(status, kind, "This scene is not here.", "Scenes are removed some time after they are made.");
+    if (status === 404)
+      return new Problem(status, kind, "This scene is not here.", "Scenes are removed some time after they are made.");
     return error;
   }
   return new Problem(0, "unreadable", "The scene cannot be shown.", "Try again, or reload the page.");
@@ -512,4 +544,11 @@ function offline(): never {
   throw unreachable();
 }
 
-customElements.define("scenelift-viewer", SceneliftViewer);
+declare global {
+  interface HTMLElementTagNameMap {
+    "scenelift-viewer": SceneliftViewer;
+  }
+}
+
+// A page that shows scenes of two services brings it twice.
+if (!customElements.get("scenelift-viewer")) customElements.define("scenelift-viewer", SceneliftViewer);

@@ -6,17 +6,17 @@
  */
 
 import "./element";
-import type { SceneliftViewer } from "./element";
 import "./view.css";
 
 const JOB_ID = /^[\w-]{22}$/;
 
-const viewer = document.querySelector<SceneliftViewer>("scenelift-viewer")!;
+const viewer = document.querySelector("scenelift-viewer")!;
 
 function address(): string {
   const id = location.pathname.split("/").filter(Boolean).at(-1) ?? "";
   const url = new URL(JOB_ID.test(id) ? `/jobs/${id}` : `/static/gallery/${id}/job.json`, location.href);
-  const given = new URLSearchParams(location.hash.slice(1)).get("token") ?? new URLSearchParams(location.search).get("token");
+  const given =
+    new URLSearchParams(location.hash.slice(1)).get("token") ?? new URLSearchParams(location.search).get("token");
   if (given) url.searchParams.set("token", given);
   return url.href;
 }

@@ -43,8 +43,12 @@ export class About {
     }
     if (job.expires_at) fact("Kept until", when(job.expires_at));
     fact("Lengths", "in units of its own");
-    const unit = h("p", { class: "quiet" }, "Photos alone do not tell how large a place is. A scene is right but for its size.");
-    this.content = [...doubts(job), facts, unit, photos(job), seconds(job), keys()];
+    const unit = h(
+      "p",
+      { class: "quiet" },
+      "Photos alone do not tell how large a place is. A scene is right but for its size.",
+    );
+    this.content = [...doubts(job), facts, unit, photos(job), ...seconds(job), keys()];
   }
 
   /** What is drawn now. */
@@ -66,17 +70,19 @@ function photos(job: JobDocument): HTMLElement {
   for (const view of job.views) {
     const size = `${view.width} × ${view.height}`;
     const across = view.focal ? Math.round((360 / Math.PI) * Math.atan(view.width / (2 * view.focal))) : 0;
-    const lens = view.focal ? `focal length ${Math.round(view.focal)} px, sees ${across}° across` : "could not be placed";
+    const lens = view.focal
+      ? `focal length ${Math.round(view.focal)} px, sees ${across}° across`
+      : "could not be placed";
     const name = view["reference"] === true ? `${view.name} (the main photo)` : view.name;
     list.append(h("li", {}, h("b", {}, name), h("span", { class: "quiet" }, `${size}, ${lens}`)));
   }
   return fold(`Photos (${job.views.length})`, list);
 }
 
-function seconds(job: JobDocument): HTMLElement {
+function seconds(job: JobDocument): HTMLElement[] {
   const list = h("dl", { class: "facts" });
   for (const { name, seconds } of times(job)) list.append(h("dt", {}, name), h("dd", {}, duration(seconds)));
-  return fold("Where the time went", list);
+  return list.childElementCount ? [fold("Where the time went", list)] : [];
 }
 
 function keys(): HTMLElement {

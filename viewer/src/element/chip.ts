@@ -8,7 +8,13 @@ const HINT = 6_000;
 
 export class Chip {
   readonly element = h("p", { class: "chip", part: "chip" });
-  private readonly slider = h("input", { type: "range", min: 0, max: 100, value: 0, title: "Lay the photo over the scene" });
+  private readonly slider = h("input", {
+    type: "range",
+    min: 0,
+    max: 100,
+    value: 0,
+    title: "Lay the photo over the scene",
+  });
   private readonly compare = h("label", {}, h("span", { class: "quiet" }, "Photo"), this.slider);
 
   /** `onOpacity` is told how far the photo is to cover the scene, 0 to 1. */
@@ -35,7 +41,8 @@ export class Chip {
   /** The distance between two points; null: they are still to be chosen. */
   measured(units: number | null): void {
     if (units === null) this.text = "Choose two points to measure between.";
-    else this.element.replaceChildren(h("span", {}, h("b", {}, distance(units)), ". Photos alone do not tell real size."));
+    else
+      this.element.replaceChildren(h("span", {}, h("b", {}, distance(units)), ". Photos alone do not tell real size."));
   }
 
   /** The photo that is stood at; it can be laid over the scene. */

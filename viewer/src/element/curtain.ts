@@ -22,7 +22,13 @@ export class Curtain {
   /** Nothing is loaded until somebody asks. */
   wait(play: () => void): void {
     this.put("idle");
-    const button = h("button", { type: "button", class: "play", "aria-label": "Open the scene", title: "Open the scene", onclick: play });
+    const button = h("button", {
+      type: "button",
+      class: "play",
+      "aria-label": "Open the scene",
+      title: "Open the scene",
+      onclick: play,
+    });
     button.append(icon("play"));
     this.card.append(button);
   }

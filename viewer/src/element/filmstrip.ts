@@ -3,7 +3,7 @@
 import type { JobDocument } from "../api";
 import { h } from "./dom";
 
-/** photos.webp: square cells row by row, ceil(sqrt(N)) of them across; each photo fitted into the top left of its cell. */
+/** photos.webp: square cells, row by row, ceil(sqrt(N)) a row; each photo fitted into its top left. */
 const CELL = 384;
 /** CSS pixels. */
 const HEIGHT = 56;
@@ -61,7 +61,10 @@ export class Filmstrip {
     const chosen = view === null ? undefined : this.buttons[view];
     if (chosen) {
       const left = chosen.offsetLeft - (this.element.clientWidth - chosen.offsetWidth) / 2;
-      this.element.scrollTo({ left, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth" });
+      this.element.scrollTo({
+        left,
+        behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth",
+      });
     }
   }
 

@@ -10,7 +10,13 @@ export class Panel {
 
   constructor(title: string, onClose: () => void) {
     this.heading = h("h2", { tabindex: -1 }, title);
-    const close = h("button", { type: "button", class: "tool", title: "Close (Esc)", "aria-label": "Close", onclick: onClose });
+    const close = h("button", {
+      type: "button",
+      class: "tool",
+      title: "Close (Esc)",
+      "aria-label": "Close",
+      onclick: onClose,
+    });
     close.append(icon("close"));
     this.element = h(
       "section",

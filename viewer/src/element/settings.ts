@@ -16,6 +16,7 @@ const LABELS: Record<string, string> = { auto: "Auto", light: "Light", dark: "Da
 export class Settings {
   private leastSure = 0;
   private pointSize = 1;
+  private readonly sureRow: HTMLElement;
   private readonly sizeRow: HTMLElement;
   private readonly seen = h("p", { class: "quiet" });
   private readonly radios: HTMLInputElement[];
@@ -26,7 +27,7 @@ export class Settings {
     private readonly view: () => SceneView | null,
     private readonly onBackground: (background: string) => void,
   ) {
-    const sure = slider("Hide the least sure", { max: 90, step: 1, value: 0 }, (value) => {
+    this.sureRow = slider("Hide the least sure", { max: 90, step: 1, value: 0 }, (value) => {
       this.leastSure = value / 100;
       this.apply();
       return percent(this.leastSure);
@@ -37,7 +38,12 @@ export class Settings {
       return `× ${this.pointSize.toFixed(1)}`;
     });
     this.radios = [...Object.keys(BACKGROUNDS), ""].map((value) =>
-      h("input", { type: "radio", name: "background", value, onchange: () => this.onBackground(value || this.colour.value) }),
+      h("input", {
+        type: "radio",
+        name: "background",
+        value,
+        onchange: () => this.onBackground(value || this.colour.value),
+      }),
     );
     this.colour.addEventListener("input", () => this.onBackground(this.colour.value));
     const background = h(
@@ -54,7 +60,7 @@ export class Settings {
         }),
       ),
     );
-    this.content = [sure, this.sizeRow, background, this.seen];
+    this.content = [this.sureRow, this.sizeRow, background, this.seen];
   }
 
   /** Tell a scene that has just been opened, or a slider that has moved. */
@@ -65,8 +71,9 @@ export class Settings {
     view.pointSize = this.pointSize;
   }
 
-  /** What is drawn now. The size of points is of use for points alone. */
+  /** What is drawn now. A mesh stays whole, and the size of points is of use for points alone. */
   set shown(shown: Shown) {
+    this.sureRow.hidden = shown.representation === "mesh";
     this.sizeRow.hidden = shown.representation !== "points";
     // Fewer than asked for, by more than rounding.
     const fewer = shown.drawn < 0.98 * (1 - this.leastSure) * shown.total;

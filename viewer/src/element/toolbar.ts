@@ -74,7 +74,12 @@ export class Toolbar {
     this.choice.replaceChildren(
       h("legend", { class: "unseen" }, "Shown as"),
       ...representations.map((name) => {
-        const input = h("input", { type: "radio", name: "representation", value: name, onchange: () => this.show(name) });
+        const input = h("input", {
+          type: "radio",
+          name: "representation",
+          value: name,
+          onchange: () => this.show(name),
+        });
         input.checked = name === shown;
         const title = `Show the scene as ${REPRESENTATIONS[name].toLowerCase()}`;
         return h("label", { title }, input, icon(name), h("span", {}, REPRESENTATIONS[name]));
