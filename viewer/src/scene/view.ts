@@ -195,7 +195,7 @@ export class SceneView extends EventTarget {
     );
   }
 
-  /** Free everything. */
+  /** Free everything, the canvas' graphics too: it cannot be drawn to again. */
   dispose(): void {
     this.close();
     this.listening.abort();
@@ -262,6 +262,7 @@ export class SceneView extends EventTarget {
 
   /** Draw this layer, and no other once there is something of it to see. */
   private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
+    layer.thin(1);
     layer.leaveOut(this.share);
     if (layer instanceof Cloud) layer.size = this.size;
     layer.object.visible = true;
@@ -323,13 +324,15 @@ export class SceneView extends EventTarget {
       camera.updateProjectionMatrix();
     }
     this.measure.fit(this.stage.pixel);
+    this.photos?.clear(camera.position);
     return moves;
   }
 
   private thin(share: number): void {
+    const before = this.layer?.drawn;
     this.layer?.thin(share);
     // That less is drawn is news, and that all is again; how much less just now is not.
-    if (this.thinned !== share < 1) this.tellDrawn();
+    if (this.thinned !== share < 1 && this.layer?.drawn !== before) this.tellDrawn();
     this.thinned = share < 1;
   }
 
