@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run torch test check format bench test-gpu bench-gpu export clean
+.PHONY: run torch test check format viewer bench test-gpu bench-gpu export clean
 .DEFAULT_GOAL := run
 
 # Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
@@ -32,13 +32,17 @@ tests/readers/node_modules/.package-lock.json: tests/readers/package-lock.json
 	@if command -v npm >/dev/null; then cd tests/readers && npm ci --silent --no-audit --no-fund; \
 	else echo "npm is not here: the tests that read our files with Node programs are skipped"; fi
 
+viewer/node_modules/.package-lock.json: viewer/package-lock.json
+	@if command -v npm >/dev/null; then cd viewer && npm ci --silent --no-audit --no-fund; \
+	else echo "npm is not here: the tests that build the page are skipped"; fi
+
 run: $(VENV)/serve.stamp  ## start the whole service on http://127.0.0.1:8000
 	@$(BIN)/scenelift serve
 
 torch: $(VENV)/torch.stamp  ## install what `scenelift models download` and `add` need
 
 # In a process a core, of one thread each, up to as many as the longest test leaves work for.
-test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json  ## run every test
+test: $(VENV)/develop.stamp tests/readers/node_modules/.package-lock.json viewer/node_modules/.package-lock.json  ## run every test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/develop.stamp  ## lint, types, import rules
@@ -50,6 +54,9 @@ check: $(VENV)/develop.stamp  ## lint, types, import rules
 format: $(VENV)/develop.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+viewer: viewer/node_modules/.package-lock.json  ## build the page into service/static; needs Node 20.19 or newer
+	@cd viewer && npm run --silent types && npm run --silent check && npm run --silent build
 
 bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in docs/
 	@$(BIN)/python -m bench.parity
@@ -72,4 +79,4 @@ export: $(VENV)/torch.stamp  ## make export CHECKPOINT=weights.pth OUT=data/mode
 	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" $(if $(LICENCE),--licence "$(LICENCE)")
 
 clean:
-	rm -rf $(VENV) tests/readers/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) tests/readers/node_modules viewer/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -91,7 +91,8 @@ export class Settings {
 /** A labelled slider; `act` is told its value and says it in words. */
 function slider(label: string, range: Record<string, number>, act: (value: number) => string): HTMLElement {
   const output = h("output");
-  const input = h("input", { type: "range", min: 0, ...range });
+  // A label belongs to the first of its elements that can have one, and that is the output.
+  const input = h("input", { type: "range", min: 0, "aria-label": label, ...range });
   const update = () => {
     output.value = act(input.valueAsNumber);
     input.setAttribute("aria-valuetext", output.value);

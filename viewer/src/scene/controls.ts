@@ -23,6 +23,8 @@ const FLIGHT = 0.8;
 const PACE = 0.5;
 const NEAREST = 0.03;
 const HURRY = 3;
+/** Seconds that a key is at work at least, however short it is struck. */
+const LEAST_HOLD = 0.08;
 /** A press that moves less, in pixels, and lasts shorter, in milliseconds, is a tap; two so near are one double tap. */
 const TAP = { distance: 6, time: 500, double: 350 };
 
@@ -82,7 +84,9 @@ export class Controls {
   private readonly coasting = { turn: new Vector2(), pan: new Vector2() };
   private readonly speed: Steps = { turn: 0, tilt: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
   private readonly presses = new Map<number, Press>();
-  private readonly keys = new Set<string>();
+  /** Keys at work, with the seconds that they have been, and which of them are let go already. */
+  private readonly keys = new Map<string, number>();
+  private readonly released = new Set<string>();
   private hurried = false;
   private flight: { from: Pose; to: Pose; pivot: [Vector3, Vector3]; seconds: number } | null = null;
   private lastTap = { at: new Vector2(-1, -1), time: 0 };
@@ -312,22 +316,25 @@ export class Controls {
     if (!KEYS[event.code] || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     if (!down) {
-      this.keys.delete(event.code);
+      this.released.add(event.code);
       return;
     }
-    this.keys.add(event.code);
+    this.released.delete(event.code);
+    if (!event.repeat) this.keys.set(event.code, 0);
     this.begin();
   }
 
   /** What the pressed keys do, beginning and ending softly. */
   private step(seconds: number): boolean {
     const wanted: Steps = { turn: 0, tilt: 0, ahead: 0, aside: 0, rise: 0, zoom: 0 };
-    for (const code of this.keys) {
+    let moves = this.keys.size > 0;
+    for (const [code, held] of this.keys) {
       const [what, sign] = KEYS[code]!;
       wanted[what] += sign;
+      this.keys.set(code, held + seconds);
+      if (this.released.has(code) && held + seconds > LEAST_HOLD) this.keys.delete(code);
     }
     const ease = this.calm ? 1 : 1 - Math.exp(-seconds / COAST);
-    let moves = this.keys.size > 0;
     for (const what of Object.keys(wanted) as (keyof Steps)[]) {
       this.speed[what] += (wanted[what] - this.speed[what]) * ease;
       if (Math.abs(this.speed[what]) < 0.01) this.speed[what] = 0;

@@ -28,6 +28,8 @@ import type { Photo, World } from "./world";
 /** Length of a frustum: this share of the typical step between photos, within these of the scene's scale. */
 const OF_STEP = 0.45;
 const OF_SCALE = { least: 0.035, most: 0.075 };
+/** Lengths of a frustum from the eye within which it would hide the scene. */
+const CLEAR = { moving: 1.5, standing: 5 };
 /** Side in pixels of a photo's cell in photos.webp. */
 const CELL = 384;
 const LINE = { plain: new Color("#0f766e"), lit: new Color("#f59e0b") };
@@ -43,7 +45,8 @@ export class Photos {
   private atlas: Texture | null = null;
   private stood: number | null = null;
   private lit: number | null = null;
-  private overlay = 0;
+  private visible = true;
+  private readonly eye = new Vector3();
 
   constructor(
     private readonly world: World,
@@ -76,8 +79,8 @@ export class Photos {
 
   /** The view whose photo a ray meets first, or null. */
   pick(ray: Ray): number | null {
-    if (!this.object.visible) return null;
-    const faces = [...this.frusta.values()].filter(({ photo }) => photo.view !== this.stood).map(({ face }) => face);
+    const seen = [...this.frusta.values()].filter(({ photo, object }) => object.visible && photo.view !== this.stood);
+    const faces = seen.map(({ face }) => face);
     const [hit] = new Raycaster(ray.origin, ray.direction).intersectObjects(faces, false);
     return hit ? (hit.object.userData.view as number) : null;
   }
@@ -97,8 +100,24 @@ export class Photos {
   stand(view: number | null, opacity: number): void {
     if (this.stood !== null && this.stood !== view) this.frusta.get(this.stood)?.wear(null);
     this.stood = view;
-    this.overlay = opacity;
-    if (view !== null) this.frusta.get(view)?.wear(this.overlay);
+    if (view !== null) this.frusta.get(view)?.wear(opacity);
+    this.shown = this.visible;
+  }
+
+  /** Whether the frusta are seen; the photo over the scene is in any case. */
+  set shown(visible: boolean) {
+    this.visible = visible;
+    this.clear(this.eye);
+  }
+
+  /** Show those that do not stand in the way of an eye. */
+  clear(eye: Vector3): void {
+    this.eye.copy(eye);
+    const near = (this.stood === null ? CLEAR.moving : CLEAR.standing) * this.length;
+    for (const [view, { object }] of this.frusta) {
+      const distance = new Vector3().setFromMatrixPosition(object.matrix).distanceTo(eye);
+      object.visible = view === this.stood || (this.visible && distance > near);
+    }
   }
 
   dispose(): void {

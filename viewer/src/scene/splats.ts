@@ -3,9 +3,9 @@
 import { dyno, SparkRenderer, SplatFileType, SplatMesh } from "@sparkjsdev/spark";
 import { DataTexture, Group, type Matrix4, type Ray, RedFormat, Vector3, type WebGLRenderer } from "three";
 
+import type { SplatFile } from "./files";
 import { firstHit, type Layer, quantiles, rankOf, sampled } from "./layer";
 import type { Sureness } from "./sureness";
-import type { SplatFile } from "./view";
 import { FLIP } from "./world";
 
 const TYPES: Record<SplatFile, SplatFileType> = {

@@ -2,24 +2,17 @@
 
 import { Ray, Vector2, Vector3 } from "three";
 
-import { absolute, download, type FileDocument, type JobDocument } from "../api";
+import type { JobDocument } from "../api";
 import { Cloud } from "./cloud";
 import { Controls, type Walking } from "./controls";
+import { Files, type OnProgress, type Representation, type SplatFile } from "./files";
 import type { Layer } from "./layer";
 import { Measure } from "./measure";
 import { Photos } from "./photos";
 import { NoWebGL, Stage } from "./stage";
 import { type CamerasFile, firstLook, type Look, photoPose, worldOf, type World } from "./world";
 
-export type Representation = "gaussians" | "points" | "mesh";
-export { NoWebGL, type Walking };
-
-/** Files of Gaussians, the best first. */
-const SPLAT_FILES = ["gaussians.spz", "scene.splat", "gaussians.ply"] as const;
-export type SplatFile = (typeof SPLAT_FILES)[number];
-
-/** Told the share (0 to 1) of so many bytes in all that has come. */
-export type OnProgress = (share: number, bytes: number) => void;
+export { NoWebGL, type OnProgress, type Representation, type Walking };
 
 export interface Shown {
   representation: Representation;
@@ -28,13 +21,10 @@ export interface Shown {
   drawn: number;
 }
 
-/** More Gaussians than that are shown only when asked for: by graphics of this kind. */
-const MANY_GAUSSIANS = { large: 1_500_000, small: 600_000, software: 0 };
-/** Bytes of a Gaussian in gaussians.spz, about. */
-const SPZ_BYTES = 14;
 /** Points that are read at most, of evenly all: about 20 bytes each on the graphics card, and as many beside it. */
 const MOST_POINTS = { phone: 700_000, desktop: 4_000_000 };
-const SAMPLE = 20_000;
+/** Points by which the scene is framed. */
+const SAMPLE = 10_000;
 /** Radius in CSS pixels in which a press finds a point. */
 const FINGER = 8;
 
@@ -55,8 +45,7 @@ export class SceneView extends EventTarget {
   /** Aborted when another job is opened, or none any more. */
   private opened = new AbortController();
   private isRanked = false;
-  private job: JobDocument | null = null;
-  private address = "";
+  private files: Files | null = null;
   private world: World = worldOf(null);
   private look: Look | null = null;
   private current: Representation | null = null;
@@ -102,22 +91,20 @@ export class SceneView extends EventTarget {
     wanted?: Representation,
   ): Promise<Shown> {
     this.close();
-    this.job = job;
-    this.address = address;
-    const best = wanted && this.fileFor(wanted) ? wanted : this.best();
+    const files = (this.files = new Files(job, address));
+    const best = wanted && files.of(wanted) ? wanted : files.best(this.stage.graphics);
     if (!best) throw new Error("This job has no file that can be shown.");
-    const files = this.filesOf("cameras.json", this.fileOf(best).name);
-    const bar = progressOver(files, onProgress);
-    const cameras = files.length > 1 ? this.fetch(files[0]!, bar, signal) : null;
-    const [bytes, text] = await Promise.all([this.fetch(files.at(-1)!, bar, signal), cameras]);
-    this.world = worldOf(text && (JSON.parse(new TextDecoder().decode(text)) as CamerasFile));
-    const layer = this.keep(best, await this.read(best, bytes), signal);
+    const cameras = files.named("cameras.json");
+    const needed = [files.of(best)!, ...(cameras ? [cameras] : [])];
+    const [bytes, text] = await files.fetch(needed, onProgress, signal);
+    this.world = worldOf(text ? (JSON.parse(new TextDecoder().decode(text)) as CamerasFile) : null);
+    const layer = this.keep(best, await this.read(best, bytes!), signal);
 
     this.look = firstLook(this.world, layer.sample(SAMPLE), this.stage.aspect);
     this.controls.scale = this.look.scale;
     this.controls.place(this.look.pose, this.look.centre);
     this.photos = new Photos(this.world, this.look.scale);
-    this.photos.object.visible = this.photosShown;
+    this.photos.shown = this.photosShown;
     this.stage.scene.add(this.photos.object);
     const shown = await this.put(best, layer, signal);
     void this.readPhotos(this.photos, signal);
@@ -126,16 +113,11 @@ export class SceneView extends EventTarget {
 
   /** Those that the job's files allow. */
   get representations(): Representation[] {
-    return (["gaussians", "mesh", "points"] as const).filter((one) => this.job && this.fileFor(one));
+    return this.files?.representations ?? [];
   }
 
-  async show(
-    representation: Representation,
-    onProgress: OnProgress,
-    signal: AbortSignal,
-  ): Promise<Shown> {
-    const layer = await this.load(representation, onProgress, signal);
-    return this.put(representation, layer, signal);
+  async show(representation: Representation, onProgress: OnProgress, signal: AbortSignal): Promise<Shown> {
+    return this.put(representation, await this.load(representation, onProgress, signal), signal);
   }
 
   /** Leave out the least sure share (0 to 1) of what is drawn. Acts at once; a mesh stays whole. */
@@ -162,7 +144,7 @@ export class SceneView extends EventTarget {
 
   set frusta(visible: boolean) {
     this.photosShown = visible;
-    if (this.photos) this.photos.object.visible = visible || this.stood !== null;
+    if (this.photos) this.photos.shown = visible;
     this.stage.request();
   }
 
@@ -213,7 +195,7 @@ export class SceneView extends EventTarget {
     );
   }
 
-  /** Free everything. */
+  /** Free everything, the canvas' graphics too: it cannot be drawn to again. */
   dispose(): void {
     this.close();
     this.listening.abort();
@@ -241,44 +223,13 @@ export class SceneView extends EventTarget {
     this.untouched = true;
   }
 
-  private filesOf(...names: string[]): FileDocument[] {
-    return names.flatMap((name) => this.job!.files.find((file) => file.name === name) ?? []);
-  }
-
-  private fileFor(representation: Representation): FileDocument | undefined {
-    if (representation === "gaussians") return this.filesOf(...SPLAT_FILES)[0];
-    return this.filesOf(representation === "points" ? "scene.ply" : "mesh.glb")[0];
-  }
-
-  private fileOf(representation: Representation): FileDocument {
-    const file = this.fileFor(representation);
-    if (!file) throw new Error(`This job has no ${representation}.`);
-    return file;
-  }
-
-  /** What to show first: Gaussians look best, where they can be drawn fast. */
-  private best(): Representation | undefined {
-    const [first, ...others] = this.representations;
-    if (first !== "gaussians" || !others.length) return first;
-    const [exact] = this.filesOf("scene.splat");
-    const count = exact ? exact.bytes / 32 : this.fileOf("gaussians").bytes / SPZ_BYTES;
-    return count <= MANY_GAUSSIANS[this.stage.graphics] ? first : others[0];
-  }
-
-  private fetch(file: FileDocument, bar: Bar, signal: AbortSignal): Promise<ArrayBuffer> {
-    return download(absolute(file.url, this.address), (bytes) => bar(file, bytes), signal);
-  }
-
-  private async load(
-    representation: Representation,
-    onProgress: OnProgress,
-    signal: AbortSignal,
-  ): Promise<Layer> {
+  private async load(representation: Representation, onProgress: OnProgress, signal: AbortSignal): Promise<Layer> {
     const there = this.layers.get(representation);
     if (there) return there;
-    const file = this.fileOf(representation);
-    const bytes = await this.fetch(file, progressOver([file], onProgress), signal);
-    return this.keep(representation, await this.read(representation, bytes), signal);
+    const file = this.files?.of(representation);
+    if (!file) throw new Error(`This job has no ${representation}.`);
+    const [bytes] = await this.files!.fetch([file], onProgress, signal);
+    return this.keep(representation, await this.read(representation, bytes!), signal);
   }
 
   /** Keep what has been read, unless it has been asked for twice, or is not wanted any more. */
@@ -305,12 +256,13 @@ export class SceneView extends EventTarget {
       return new Cloud(bytes, fromFiles, eyes, isPhone ? MOST_POINTS.phone : MOST_POINTS.desktop);
     }
     const { Splats } = await import("./splats");
-    const file = this.fileOf(representation).name as SplatFile;
+    const file = this.files!.of(representation)!.name as SplatFile;
     return Splats.read(bytes, file, fromFiles, this.stage.renderer, () => this.stage.request());
   }
 
   /** Draw this layer, and no other once there is something of it to see. */
   private async put(representation: Representation, layer: Layer, signal: AbortSignal): Promise<Shown> {
+    layer.thin(1);
     layer.leaveOut(this.share);
     if (layer instanceof Cloud) layer.size = this.size;
     layer.object.visible = true;
@@ -331,11 +283,11 @@ export class SceneView extends EventTarget {
 
   /** The photos come last, and the scene does without them where there are none. */
   private async readPhotos(photos: Photos, signal: AbortSignal): Promise<void> {
-    const [file] = this.filesOf("photos.webp");
+    const file = this.files?.named("photos.webp");
     if (!file) return;
     try {
-      const bytes = await this.fetch(file, () => undefined, signal);
-      const image = await createImageBitmap(new Blob([bytes], { type: file.content_type }));
+      const bytes = await this.files!.fetch([file], () => undefined, signal);
+      const image = await createImageBitmap(new Blob(bytes, { type: file.content_type }));
       if (this.photos !== photos) return image.close();
       photos.pictures = image;
       if (this.stood !== null) photos.stand(this.stood, this.overlay);
@@ -348,7 +300,7 @@ export class SceneView extends EventTarget {
   /** Gaussians are as sure as their points, which are read once that matters; by their opacity where they cannot be. */
   private async rankGaussians(): Promise<void> {
     const { opened } = this;
-    if (this.current !== "gaussians" || this.isRanked || !this.fileFor("points")) return;
+    if (this.current !== "gaussians" || this.isRanked || !this.files?.of("points")) return;
     this.isRanked = true;
     try {
       const points = await this.load("points", () => undefined, opened.signal);
@@ -372,13 +324,15 @@ export class SceneView extends EventTarget {
       camera.updateProjectionMatrix();
     }
     this.measure.fit(this.stage.pixel);
+    this.photos?.clear(camera.position);
     return moves;
   }
 
   private thin(share: number): void {
+    const before = this.layer?.drawn;
     this.layer?.thin(share);
     // That less is drawn is news, and that all is again; how much less just now is not.
-    if (this.thinned !== share < 1) this.tellDrawn();
+    if (this.thinned !== share < 1 && this.layer?.drawn !== before) this.tellDrawn();
     this.thinned = share < 1;
   }
 
@@ -402,7 +356,7 @@ export class SceneView extends EventTarget {
     if (this.stood === view) return;
     this.stood = view;
     this.photos?.stand(view, this.overlay);
-    this.frusta = this.photosShown;
+    this.stage.request();
     this.tell("stood", view);
   }
 
@@ -468,16 +422,4 @@ export class SceneView extends EventTarget {
   private tell(type: string, detail: unknown = null): void {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
-}
-
-type Bar = (file: FileDocument, bytes: number) => void;
-
-/** Tells the share of the bytes of several files that have come. */
-function progressOver(files: FileDocument[], onProgress: OnProgress): Bar {
-  const total = files.reduce((sum, file) => sum + file.bytes, 0);
-  const come = new Map<string, number>();
-  return (file, bytes) => {
-    come.set(file.name, bytes);
-    onProgress(Math.min([...come.values()].reduce((sum, one) => sum + one, 0) / (total || 1), 1), total);
-  };
 }

@@ -91,7 +91,8 @@ export interface Look {
 /** The first look: from a little behind and beside the reference camera, at the middle of what that sees. */
 export function firstLook(world: World, sample: Float32Array, aspect: number): Look {
   const points = vectors(sample);
-  const seen = points.filter((point) => isSeen(point, world));
+  const toCamera = world.reference.clone().invert();
+  const seen = points.filter((point) => isAhead(point.clone().applyMatrix4(toCamera)));
   const centre = median(seen.length > 100 ? seen : points);
   const camera = new Vector3().setFromMatrixPosition(world.reference);
   const towards = centre.clone().sub(camera);
@@ -137,8 +138,8 @@ export function looking(from: Vector3, to: Vector3): Quaternion {
   return new Quaternion().setFromRotationMatrix(new Matrix4().lookAt(from, to, new Vector3(0, 1, 0)));
 }
 
-function isSeen(point: Vector3, world: World): boolean {
-  const at = point.clone().applyMatrix4(world.reference.clone().invert());
+/** Whether a place in a camera's axes is about in its picture. */
+function isAhead(at: Vector3): boolean {
   return at.z < 0 && Math.hypot(at.x, at.y) < -0.6 * at.z;
 }
 
