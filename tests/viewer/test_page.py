@@ -83,7 +83,7 @@ def covered(picture: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_photos_become_a_scene_to_walk_around_in(real: str, visit: Window) -> None:
-    window = visit(real, viewport=SMALL)
+    window = visit(real, viewport={"width": 900, "height": 640})
     page = window.page
     example = {name: (ROOT / "docs/example" / name).read_bytes() for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg")}
     drop(page, example)
@@ -328,7 +328,7 @@ def test_a_service_that_is_not_there_is_said(tmp_path: Path, visit: Window) -> N
     process, address = start(tmp_path, str(FAKE))
     window = visit(address)
     stop(process)
-    window.expected = "ERR_CONNECTION_REFUSED"
+    window.expected = "ERR_CONNECTION_REFUSED|a status of 503"
     drop(window.page, photos())
     make(window.page)
     expect(window.page.get_by_text("The service cannot be reached.").first).to_be_visible()
