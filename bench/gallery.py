@@ -27,7 +27,7 @@ from PIL import ExifTags, Image
 
 from model.classical.model import GeometricModel
 from model.fusion import fuse
-from model.types import Prediction, ReconstructionError, View, Views
+from model.types import Prediction, ReconstructionError, Scene, View, Views
 from service import images, pages, pipeline
 from service.formats import mesh
 from service.schemas import OUTPUTS, FileDocument, JobDocument, Links, Options, ViewDocument
@@ -38,9 +38,7 @@ FOLDER = pages.STATIC / "gallery"
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example"
 SIZE = (960, 720)
 FOCAL_35MM = 28
-MESH = 3
-"""Of so many pixels in a row, and in a column, one is a corner of triangles."""
-POINTS = 50_000
+POINTS, TRIANGLES = 50_000, 60_000
 GRAIN = 2.0**-12
 """What positions are rounded to: a tenth of a pixel or less, which compresses better."""
 TEXTURE_SIDE = 640
@@ -94,19 +92,21 @@ def reconstruct(exhibit: Exhibit) -> dict[str, Any]:
         raise answer
     whole = _finish(answer, job, "cameras.json", "photos.webp", "preview.webp")
     seconds = time.process_time() - began
-    textures = replace(job, views=tuple(map(_smaller, views)))
-    sparse = once(answer, job)
-    outcomes = (
-        _finish(sparse, job, "gaussians.spz"),
-        _finish(sparse, job, "scene.ply", max_points=POINTS),
-        _finish(thinned(answer, MESH), textures, "mesh.glb"),
-        whole,
-    )
+    assert answer.cameras is not None
+    scene = fuse(answer, job, answer.cameras, options.confidence_percentile, options.max_points)
+    sparse = once(scene)
+    small = replace(scene, views=replace(job, views=tuple(map(_smaller, views))))
+    contents = {
+        **_finish(sparse, job, "gaussians.spz").files,
+        **_finish(sparse, job, "scene.ply", max_points=POINTS).files,
+        "mesh.glb": mesh.encode(small, most=TRIANGLES),
+        **whole.files,
+    }
     folder = FOLDER / exhibit.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     files = []
-    for name, data in (item for outcome in outcomes for item in outcome.files.items()):
+    for name, data in contents.items():
         (folder / name).write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         files.append(FileDocument(name=name, bytes=len(data), content_type=OUTPUTS[name], url=name, sha256=digest))
@@ -153,33 +153,14 @@ def _finish(prediction: Prediction, job: Views, *outputs: str, max_points: int =
     return pipeline.finish(prediction, job, options, lambda *_: None)
 
 
-def once(prediction: Prediction, job: Views) -> Prediction:
-    """The prediction with each place in one view alone."""
-    assert prediction.cameras is not None
-    scene = fuse(prediction, job, prediction.cameras, Options().confidence_percentile, prediction.confidence.size)
+def once(scene: Scene) -> Prediction:
+    """The scene's prediction with each place in one view alone, and round positions."""
+    prediction = scene.prediction
     shown = np.zeros(prediction.confidence.shape, bool)
     for relief, triangles in mesh.reliefs(scene, step=1):
         shown[relief.index].ravel()[triangles] = True
     points = np.round(prediction.points / np.float32(GRAIN)) * np.float32(GRAIN)
     return replace(prediction, points=points, confidence=np.where(shown, prediction.confidence, np.float32(0)))
-
-
-def thinned(prediction: Prediction, step: int) -> Prediction:
-    """The prediction on a grid of every `step`-th pixel and row, with the mean colours of the pixels between."""
-    count, height, width = prediction.confidence.shape
-    rows, columns = height // step, width // step
-    near = slice(step // 2, rows * step, step), slice(step // 2, columns * step, step)
-    blocks = prediction.rgb[:, : rows * step, : columns * step].reshape(count, rows, step, columns, step, 3)
-    # The pixels that are kept are the middles of the new ones.
-    pixel = (prediction.crops[:, 2:] - prediction.crops[:, :2]) / (width, height)
-    corner = prediction.crops[:, :2] + (step // 2 + 0.5 - step / 2) * pixel
-    return replace(
-        prediction,
-        points=np.ascontiguousarray(prediction.points[:, *near]),
-        confidence=np.ascontiguousarray(prediction.confidence[:, *near]),
-        rgb=np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8),
-        crops=np.concatenate([corner, corner + pixel * step * (columns, rows)], axis=1),
-    )
 
 
 def _smaller(view: View) -> View:

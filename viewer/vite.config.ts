@@ -32,7 +32,7 @@ export default defineConfig({
   },
   server: {
     proxy: Object.fromEntries(
-      ["/reconstruct", "/jobs", "/models", "/health", "/uploads", "/static/gallery"].map((path) => [path, SERVICE]),
+      ["/reconstruct", "/jobs", "/models", "/health", "/readyz", "/uploads", "/static/gallery"].map((path) => [path, SERVICE]),
     ),
   },
 });

@@ -36,17 +36,17 @@ SPECK = 40
 """Vertices of a connected piece, at least."""
 
 
-def encode(scene: Scene) -> bytearray:
-    """mesh.glb: at most about 300,000 triangles in the axes of scene.glb, each view's with its photo as texture, unlit.
+def encode(scene: Scene, most: int = MOST_TRIANGLES) -> bytearray:
+    """mesh.glb: at most so many triangles in the axes of scene.glb, each view's with its photo as texture, unlit.
 
     Triangles join neighbouring pixels that lie on one surface. They show their front alone: from outside one looks
     through a room's near walls.
     """
     pixels = sum(camera is not None for camera in scene.cameras) * scene.prediction.confidence[0].size
     # A pixel makes two triangles, but views that see the same leave two thirds of them to each other, if not more.
-    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / MOST_TRIANGLES) + 0.3))):
+    for step in count(max(1, round(np.sqrt(2 / 3 * pixels / most) + 0.3))):
         shown = reliefs(scene, step)
-        if sum(len(triangles) for _, triangles in shown) <= MOST_TRIANGLES:
+        if sum(len(triangles) for _, triangles in shown) <= most:
             break
     rotation = upright_rotation(scene)
     file = File()

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.service.support import jpeg, zipped
+from tests.service.support import form, jpeg, zipped
 from tests.viewer.conftest import FAKE, PHONE, ROOT, SMALL, Visit, start, stop
 
 Window = Callable[..., Visit]
-VIEWER = "scenelift-viewer"
+AXE = ROOT / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -334,3 +334,36 @@ def test_a_service_that_is_not_there_is_said(tmp_path: Path, visit: Window) -> N
     expect(window.page.get_by_text("The service cannot be reached.").first).to_be_visible()
     window.page.get_by_role("button", name="Cancel").click()
     expect(window.page.locator("#summary", has_text="2 photos, ")).to_be_visible()
+
+
+def test_other_sites_may_frame_scenes_alone(fake: str) -> None:
+    assert "frame-ancestors 'none'" in httpx.get(fake).headers["content-security-policy"]
+    job = "A" * 22
+    policy = httpx.get(f"{fake}/view/{job}").headers["content-security-policy"]
+    assert "frame-ancestors *" in policy
+    assert "unsafe-inline" not in policy
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_rule_of_accessibility_is_broken(fake: str, visit: Window, scheme: str) -> None:
+    window = visit(fake, color_scheme=scheme)
+    page = window.page
+
+    def broken() -> list[str]:
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        rules = page.evaluate("axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice'] })")
+        return [f"{rule['id']}: {node['html']}" for rule in rules["violations"] for node in rule["nodes"]]
+
+    expect(page.locator("#gallery").get_by_role("link").first).to_be_visible()
+    assert broken() == []
+    job = httpx.post(f"{fake}/reconstruct", files=form(), headers={"Prefer": "wait=30"}).json()["id"]
+    page.goto(f"{fake}/?job={job}")
+    window.wait_for_scene()
+    assert broken() == []
+    for panel in ("Settings", "Downloads", "About"):
+        page.get_by_role("button", name=panel).click()
+        assert broken() == []
+    page.goto(f"{fake}/?job={'A' * 22}")
+    expect(page.get_by_role("heading", name="This scene is not here any more")).to_be_visible()
+    assert broken() == []

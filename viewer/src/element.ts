@@ -76,6 +76,7 @@ export class SceneliftViewer extends HTMLElement {
   private canvas: HTMLCanvasElement | null = null;
   private view: SceneView | null = null;
   private running = new AbortController();
+  private changing = new AbortController();
   private opened: { job: JobDocument; shown: Shown | null } | null = null;
   private about: About | null = null;
   private patience: ReturnType<typeof setTimeout> | undefined;
@@ -305,21 +306,22 @@ export class SceneliftViewer extends HTMLElement {
     this.dispatchEvent(new CustomEvent<Shown>("load", { detail: shown }));
   }
 
+  /** Show the scene as something else; the last wish counts. */
   private async show(representation: Representation): Promise<void> {
     const { view, opened } = this;
-    if (!view || !opened?.shown || opened.shown.representation === representation) return;
-    if (!view.representations.includes(representation)) return;
-    const { signal } = this.running;
+    if (!view || !opened?.shown || !view.representations.includes(representation)) return;
+    this.changing.abort();
+    this.changing = new AbortController();
+    this.chip.text = "";
+    if (opened.shown.representation === representation) return;
+    const signal = AbortSignal.any([this.running.signal, this.changing.signal]);
     const name = REPRESENTATIONS[representation].toLowerCase();
+    const onProgress = (share: number, total: number) => {
+      this.chip.text = `Opening the ${name}: ${percent(share)} of ${bytes(total)}`;
+      this.tell(opened.job, share);
+    };
     try {
-      const shown = await view.show(
-        representation,
-        (share, total) => {
-          this.chip.text = `Opening the ${name}: ${percent(share)} of ${bytes(total)}`;
-          this.tell(opened.job, share);
-        },
-        signal,
-      );
+      const shown = await view.show(representation, onProgress, signal);
       this.chip.text = "";
       this.present(shown);
     } catch (error) {

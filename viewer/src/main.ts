@@ -2,7 +2,7 @@
 
 import { Problem } from "./api";
 import { announce, h, part } from "./page/dom";
-import { dropped } from "./page/files";
+import { onFiles } from "./page/drop";
 import { card, type Example, examples } from "./page/gallery";
 import { type Around, showExample, showJob } from "./page/job";
 import { Access } from "./page/key";
@@ -17,6 +17,7 @@ import { type Item, Tray } from "./page/tray";
 
 const base = `${location.origin}/`;
 const root = new URL(import.meta.env.BASE_URL, base).href;
+const main = part("main", "main");
 const home = part("div", "home");
 const place = part("div", "work");
 const start = part("button", "start");
@@ -44,6 +45,7 @@ const around: Around = {
     // The job that was left is no place to come back to.
     history.replaceState(null, "", location.pathname);
     route();
+    main.focus();
   },
   anew: () => {
     tray.clear();
@@ -58,7 +60,10 @@ const around: Around = {
 /** Another state of the page, with an address of its own. */
 function go(query: string): void {
   history.pushState(null, "", location.pathname + query);
+  scrollTo({ top: 0 });
   route();
+  // What comes instead takes the focus itself; home has no such place.
+  if (!home.hidden) main.focus({ preventScroll: true });
 }
 
 /** Show what the address says. */
@@ -70,7 +75,6 @@ function route(): void {
   const example = query.get("example");
   home.hidden = job !== null || example !== null;
   place.hidden = !home.hidden;
-  if (home.hidden) scrollTo({ top: 0 });
   if (job !== null) void showJob(job, around, shown.signal);
   else if (example !== null) void openExample(example);
   else showHome();
@@ -100,14 +104,14 @@ function follow(): void {
   // To a zip file or a video nothing can be added.
   home.classList.toggle("alone", filled && items[0]!.kind !== "photo");
   options.follow(items);
-  const [ready, words] = advice(items);
+  const [ready, words] = verdict(items);
   start.disabled = !ready;
   hint.textContent = words;
   part("p", "summary").textContent = filled ? tray.summary() : "";
 }
 
 /** Whether these make a scene, and what there is to say about it. */
-function advice(items: readonly Item[]): [ready: boolean, words: string] {
+function verdict(items: readonly Item[]): [ready: boolean, words: string] {
   const model = options.chosen;
   const [least, most] = [Math.max(2, model?.min_views ?? 2), model?.max_views ?? 64];
   const all = items.length;
@@ -134,6 +138,7 @@ async function submit(): Promise<void> {
   home.hidden = true;
   place.hidden = false;
   place.replaceChildren(progress.element);
+  scrollTo({ top: 0 });
   progress.focus();
   addEventListener("beforeunload", stay);
   try {
@@ -173,8 +178,11 @@ function drawSending(progress: ProgressCard, state: Sending): void {
 function refuse(error: unknown): void {
   if (!(error instanceof Problem)) throw error;
   if (tray.blame(error)) return;
-  const [sentence, more] = error.status === 401 ? ["Without its key the service takes no photos.", ""] : [error.message, error.suggestion];
-  alarm.replaceChildren(h("p", {}, h("strong", {}, sentence)), h("p", {}, more));
+  const sentence = error.status === 401 ? "Without its key the service takes no photos." : error.message;
+  alarm.replaceChildren(
+    h("p", {}, h("strong", {}, sentence)),
+    h("p", {}, error.status === 401 ? "" : error.suggestion),
+  );
   start.focus();
 }
 
@@ -187,37 +195,6 @@ async function add(files: readonly File[]): Promise<void> {
   if (home.hidden || !files.length) return;
   alarm.replaceChildren();
   await tray.add(files);
-}
-
-function wireFiles(): void {
-  for (const id of ["choose", "take"]) {
-    const input = part("input", id);
-    input.onchange = () => {
-      const files = [...(input.files ?? [])];
-      // Else the same photo, taken out again, could not be chosen again.
-      input.value = "";
-      void add(files);
-    };
-  }
-  let inside = 0;
-  const carries = (event: DragEvent) => event.dataTransfer?.types.includes("Files") && !home.hidden;
-  const over = (change: number) => {
-    inside = change ? Math.max(0, inside + change) : 0;
-    document.body.classList.toggle("dropping", inside > 0);
-  };
-  addEventListener("dragenter", (event) => carries(event) && over(1));
-  addEventListener("dragleave", (event) => carries(event) && over(-1));
-  addEventListener("dragover", (event) => {
-    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-  });
-  addEventListener("drop", (event) => {
-    over(0);
-    if (!event.dataTransfer?.types.includes("Files")) return;
-    // Even where nothing is taken now: the browser would leave the page to show the file.
-    event.preventDefault();
-    void dropped(event.dataTransfer).then(add);
-  });
-  addEventListener("paste", (event) => void add([...(event.clipboardData?.files ?? [])]));
 }
 
 function wireLinks(): void {
@@ -279,10 +256,10 @@ part("button", "clear").onclick = () => {
   part("input", "choose").focus();
 };
 start.onclick = () => void submit();
-wireFiles();
+onFiles((files) => void add(files), () => !home.hidden);
 wireLinks();
 followRecent();
 followKey();
 route();
 void showGallery();
-void watchReadiness(access, part("div", "banner"));
+void watchReadiness(access, part("div", "banner"), () => void showModels());

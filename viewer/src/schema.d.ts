@@ -766,8 +766,8 @@ export interface operations {
                     model?: string;
                     /** Confidence Percentile */
                     confidence_percentile?: number;
-                    /** @description Result files wanted, comma-separated or repeated; else scene.ply, scene.glb, scene.splat, gaussians.ply, gaussians.spz, cameras.json, colmap.zip, transforms.json, pointmaps.npz, preview.webp. */
-                    outputs?: ("scene.ply" | "scene.glb" | "scene.splat" | "gaussians.ply" | "gaussians.spz" | "cameras.json" | "colmap.zip" | "transforms.json" | "pointmaps.npz" | "preview.webp" | "matches.npz" | "matches.webp" | "depth.zip")[];
+                    /** @description Result files wanted, comma-separated or repeated; else scene.ply, scene.glb, mesh.glb, scene.splat, gaussians.ply, gaussians.spz, cameras.json, colmap.zip, transforms.json, pointmaps.npz, photos.webp, preview.webp. */
+                    outputs?: ("scene.ply" | "scene.glb" | "mesh.glb" | "scene.splat" | "gaussians.ply" | "gaussians.spz" | "cameras.json" | "colmap.zip" | "transforms.json" | "pointmaps.npz" | "photos.webp" | "preview.webp" | "matches.npz" | "matches.webp" | "depth.zip")[];
                     /** Max Points */
                     max_points?: number;
                     /** Reference */

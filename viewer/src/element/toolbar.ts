@@ -39,6 +39,7 @@ const ALWAYS: Tool[] = ["downloads", "info", "fullscreen"];
 
 export class Toolbar {
   private readonly buttons = new Map<Tool, HTMLButtonElement>();
+  private readonly choices = new Map<Representation, { label: HTMLElement; input: HTMLInputElement }>();
   private readonly choice = h("fieldset", { class: "choice", part: "representations", hidden: true });
   private readonly more = h("div", { class: "more", id: "more" });
   private readonly moreButton = h("button", {
@@ -56,6 +57,14 @@ export class Toolbar {
     private readonly use: (tool: Tool) => void,
     private readonly show: (representation: Representation) => void,
   ) {
+    this.choice.append(h("legend", { class: "unseen" }, "Shown as"));
+    for (const [name, text] of Object.entries(REPRESENTATIONS) as [Representation, string][]) {
+      const input = h("input", { type: "radio", name: "representation", value: name, onchange: () => this.show(name) });
+      const title = `Show the scene as ${text.toLowerCase()}`;
+      const label = h("label", { title }, input, icon(name), h("span", {}, text));
+      this.choices.set(name, { label, input });
+      this.choice.append(label);
+    }
     this.moreButton.append(icon("more"));
     this.more.append(...MORE.map((button) => this.button(button)));
     this.element = h(
@@ -71,20 +80,10 @@ export class Toolbar {
   /** Which representations there are, and which is shown, or will be. */
   offer(representations: Representation[], shown: Representation | null): void {
     this.choice.hidden = representations.length < 2;
-    this.choice.replaceChildren(
-      h("legend", { class: "unseen" }, "Shown as"),
-      ...representations.map((name) => {
-        const input = h("input", {
-          type: "radio",
-          name: "representation",
-          value: name,
-          onchange: () => this.show(name),
-        });
-        input.checked = name === shown;
-        const title = `Show the scene as ${REPRESENTATIONS[name].toLowerCase()}`;
-        return h("label", { title }, input, icon(name), h("span", {}, REPRESENTATIONS[name]));
-      }),
-    );
+    for (const [name, { label, input }] of this.choices) {
+      label.hidden = !representations.includes(name);
+      input.checked = name === shown;
+    }
   }
 
   /** Without a scene most tools have nothing to do: they wait for it, or are not there. */
@@ -122,6 +121,8 @@ export class Toolbar {
 
   /** Open or close the menu of rarer tools, where there is one. */
   unfold(unfolded: boolean): void {
+    // What goes out of sight must not take the keyboard along.
+    if (!unfolded && this.more.matches(":focus-within")) this.moreButton.focus();
     this.moreButton.setAttribute("aria-expanded", String(unfolded));
     this.more.classList.toggle("unfolded", unfolded);
   }

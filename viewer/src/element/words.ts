@@ -5,8 +5,8 @@ import type { Representation, Shown } from "../scene/view";
 
 export const REPRESENTATIONS: Record<Representation, string> = {
   gaussians: "Gaussians",
-  points: "Points",
   mesh: "Mesh",
+  points: "Points",
 };
 
 const STAGES: Record<string, string> = {

@@ -53,7 +53,7 @@ export async function showJob(id: string, around: Around, signal: AbortSignal): 
       stop();
       return job;
     });
-    if (ended?.status === "succeeded") await showScene(ended, around);
+    if (ended?.status === "succeeded") await showScene(ended, around, signal);
     else if (ended?.status === "failed") failure(ended, around);
     else if (ended) canceled(around);
   } catch (error) {
@@ -71,9 +71,10 @@ export async function showExample(example: Example, source: string, around: Arou
   await scene(around.place, example.title, about(example), [], [anew], source);
 }
 
-async function showScene(job: JobDocument, around: Around): Promise<void> {
+async function showScene(job: JobDocument, around: Around, signal: AbortSignal): Promise<void> {
   const { access, base, recent } = around;
   const source = await address(access, base, job.id);
+  signal.throwIfAborted();
   const status = h("p", { class: "fault", role: "alert" });
   const attempt = (what: Promise<unknown>) =>
     void what.catch((error: unknown) => {
@@ -170,8 +171,10 @@ async function cancel(id: string, around: Around): Promise<void> {
   }
 }
 
+/** Most jobs that are opened are done: what is to come has its place already. */
 function opening(): HTMLElement {
-  return h("section", { class: "panel working" }, h("p", { class: "quiet" }, "Opening the scene…"));
+  const words = h("div", {}, h("h1", { tabindex: -1 }, "Opening the scene"), h("p", { class: "quiet" }, "\u00a0"));
+  return h("section", { class: "scene" }, h("div", { class: "title" }, words), h("div", { class: "space" }));
 }
 
 function failure(job: JobDocument, around: Around): void {
@@ -194,8 +197,11 @@ function trouble(problem: Problem, id: string, around: Around): void {
   const retry = () => location.assign(`?job=${id}`);
   const again = h("button", { type: "button", class: "plain", onclick: retry }, "Try again");
   const anew = h("button", { type: "button", class: "primary", onclick: around.anew }, "New scene");
-  if (problem.status === 404) said("This scene is not here any more", problem.message, problem.suggestion, [anew], around);
-  else said("The scene cannot be opened", problem.message, problem.suggestion, [again, anew], around);
+  if (problem.status === 404) {
+    said("This scene is not here any more", problem.message, problem.suggestion, [anew], around);
+  } else if (problem.status === 401) {
+    said("This scene needs a key", "It opens with the API key that made it, or by a link.", "", [again, anew], around);
+  } else said("The scene cannot be opened", problem.message, problem.suggestion, [again, anew], around);
 }
 
 function said(title: string, detail: string, suggestion: string, actions: HTMLElement[], around: Around): void {

@@ -29,11 +29,14 @@ const STATUS: Record<Remembered["status"], string> = {
 
 /** Events: `change`. */
 export class Recent extends EventTarget {
+  private readonly fault = h("p", { class: "fault", role: "alert" });
+
   constructor(
     private readonly access: Access,
     private readonly list: HTMLUListElement,
   ) {
     super();
+    list.after(this.fault);
     this.draw();
   }
 
@@ -125,10 +128,12 @@ export class Recent extends EventTarget {
   }
 
   private async remove(id: string): Promise<void> {
+    this.fault.textContent = "";
     try {
-      await this.delete(id);
+      if (await this.delete(id)) this.list.querySelector("a")?.focus();
     } catch (error) {
-      announce(error instanceof Problem ? error.message : String(error));
+      if (!(error instanceof Problem)) throw error;
+      this.fault.textContent = `${error.message} ${error.suggestion}`;
     }
   }
 

@@ -14,10 +14,12 @@ export function thumbnail(photo: Blob, width: number): Promise<Blob | null> {
 
 async function shrink(photo: Blob, width: number): Promise<Blob | null> {
   const bitmap = await createImageBitmap(photo, { resizeWidth: width, resizeQuality: "medium" });
+  // Some browsers do not resize while they decode.
+  const scale = Math.min(1, width / bitmap.width);
   const canvas = document.createElement("canvas");
-  canvas.width = bitmap.width;
-  canvas.height = bitmap.height;
-  canvas.getContext("2d")?.drawImage(bitmap, 0, 0);
+  canvas.width = Math.max(1, Math.round(scale * bitmap.width));
+  canvas.height = Math.max(1, Math.round(scale * bitmap.height));
+  canvas.getContext("2d")?.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
   return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.8));
 }
