@@ -67,7 +67,7 @@ def test_one_gaussian_is_the_closed_form():
     cover[cover < 1 / 255] = 0
     torch.testing.assert_close(drawn.alpha[0, 0], cover, atol=1e-12, rtol=0)
     torch.testing.assert_close(drawn.colour[0, 0], cover[..., None] * fields[4][0, 0], atol=1e-12, rtol=0)
-    torch.testing.assert_close(drawn.depth[0, 0], 4.0 * (cover > 0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(drawn.depth[0, 0], 4.0 * (cover > 0).double(), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
