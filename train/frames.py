@@ -272,7 +272,8 @@ def read(frame: Frame, size: tuple[int, int], *, picture: bool = True) -> Posed:
     x = (np.arange(width) + 0.5 - width / 2) * pixel / K[0, 0] * K_depth[0, 0] + K_depth[0, 2]
     y = (np.arange(height) + 0.5 - height / 2) * pixel / K[1, 1] * K_depth[1, 1] + K_depth[1, 2]
     known = ((y >= 0) & (y < whole.shape[0]))[:, None] & (x >= 0) & (x < whole.shape[1])
-    column, row = (at.clip(0, side - 1).astype(int) for at, side in ((x, whole.shape[1]), (y, whole.shape[0])))
+    # The least bit further: a place right between two pixels is in the second one, however it was rounded.
+    column, row = ((at + 1e-6).clip(0, side - 1).astype(int) for at, side in ((x, whole.shape[1]), (y, whole.shape[0])))
     depth = np.where(known, whole[row[:, None], column], 0).astype(np.float32)
     own = np.array([[K[0, 0] / pixel, 0, width / 2], [0, K[1, 1] / pixel, height / 2], [0, 0, 1]])
     return Posed(rgb, depth, own, frame.camera_to_world)

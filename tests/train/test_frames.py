@@ -178,6 +178,8 @@ def test_intrinsics_follow_a_resized_picture(tmp_path, seen, walk):
         half.save(path)
     view = read(open_frames(tmp_path).scenes[0][0], (24, 18))
     np.testing.assert_allclose(view.intrinsics, np.diag([0.5, 0.5, 1]) @ K)
+    # The depth map is as large as before: a pixel's centre is a corner between four of its.
+    np.testing.assert_allclose(view.depth, seen[0].depth[1::2, 1::2], atol=6e-4)
 
 
 def test_lost_tracking_and_lone_files_are_left_out(tmp_path, seen, walk):
