@@ -270,6 +270,21 @@ def test_a_seed_gives_one_batch(tmp_path, seen, walk):
     assert one.valid.equal(one.depth > 0)
 
 
+def test_what_fits_is_decoded_once(tmp_path, seen, walk, monkeypatch):
+    write_seven_scenes(tmp_path, seen, walk)
+    frames, forgetful = open_frames(tmp_path), open_frames(tmp_path)
+    first = frames.draw(1, 2, 3, (32, 32))
+    with monkeypatch.context() as patched:
+        patched.setattr("train.frames.KEPT_BYTES", 20_000)
+        torch.testing.assert_close(forgetful.draw(1, 2, 3, (32, 32)).images, first.images, rtol=0, atol=0)
+        assert forgetful._kept._bytes <= 20_000
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    torch.testing.assert_close(frames.draw(1, 2, 3, (32, 32)).images, first.images, rtol=0, atol=0)
+    with pytest.raises(FramesError, match="not a picture"):
+        forgetful.draw(1, 2, 3, (32, 32))
+
+
 # ---------------------------------------------------------------- ill will
 
 
