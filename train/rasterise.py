@@ -131,7 +131,9 @@ def by_pairs(
     parts = []
     for top, bottom in bands:
         if len(bands) > 1:
-            parts.append(checkpoint(_compose, splats, boxes, top, bottom, size, use_reentrant=False))
+            parts.append(
+                checkpoint(_compose, splats, boxes, top, bottom, size, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             parts.append(_compose(splats, boxes, top, bottom, size))
     sent = torch.cat(parts).unflatten(0, (scenes, views, height, width))
