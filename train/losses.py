@@ -184,7 +184,8 @@ def camera_loss(
 def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
     """Scalar: the variance of log_depth - log depth over each scene, so that one factor a scene is free.
 
-    log_depth, depth (B, N, H, W): along z of each view's own camera. Eigen et al., arXiv 1406.2283, eq. 4 with lambda = 1, over all views of a scene together, which share their unknown factor.
+    log_depth, depth (B, N, H, W): along z of each view's own camera. Eigen et al., arXiv 1406.2283, eq. 4 with
+    lambda = 1, over all views of a scene together, which share their unknown factor.
     """
     difference = torch.where(valid, _wide(log_depth), 0) - torch.where(valid, _wide(depth), 1).log()
     count = valid.sum((1, 2, 3)).clamp_min(1)
