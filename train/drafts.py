@@ -142,7 +142,9 @@ def overlaps(room: Room, camera_to_world: Float64, fields: Float64) -> Float64:
     shots = [cast(room, pose, k, (COARSE, COARSE)) for pose, k in zip(camera_to_world, K)]
     points = np.stack([points.reshape(-1, 3) for points, _, _ in shots]).astype(np.float64)
     depth = np.stack([depth for _, _, depth in shots])
-    local = np.einsum("vpwi,wij->vpwj", points[:, :, None] - camera_to_world[:, :3, 3], camera_to_world[:, :3, :3])
+    # One product a view: its camera's frame, of all points.
+    turned = [(points.reshape(-1, 3) - pose[:3, 3]) @ pose[:3, :3] for pose in camera_to_world]
+    local = np.stack(turned, axis=1).reshape(len(K), -1, len(K), 3)
     z = np.maximum(local[..., 2], 1e-6)
     x, y = (K[:, 0, 0] * local[..., k] / z + COARSE / 2 for k in (0, 1))
     inside = (local[..., 2] > 0.05) & (x >= 0) & (x < COARSE) & (y >= 0) & (y < COARSE)

@@ -6,19 +6,24 @@ batch is gathered from the ring, each scene from a room of its own choice, while
 
     stream = Stream(Settings(side=112, rooms=64), seed=0, device="cuda", workers=14)
     batch = stream.draw(scenes=256, views=4)
+
+To see what training sees: python -m train.stream sheet.jpg
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -238,3 +243,22 @@ class Stream:
         self._depth[place] = depth
         self._K[place], self._poses[place] = K, poses
         self._sets[place] = made.sets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a sheet of sets of views, one a row, from the stream.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sets", type=int, default=6)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--side", type=int, default=112)
+    arguments = parser.parse_args()
+    settings = Settings(side=arguments.side, views=arguments.views, rooms=arguments.sets, views_per_room=24)
+    with Stream(settings, arguments.seed, "cpu") as stream:
+        batch = stream.draw(arguments.sets, arguments.views)
+    sheet = batch.images.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray(((sheet + 1) * 127.5).to(torch.uint8).numpy()).save(arguments.file, quality=85)
+
+
+if __name__ == "__main__":
+    main()
