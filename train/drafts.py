@@ -7,8 +7,12 @@ start fast and stay small.
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from model.types import Float64
@@ -77,6 +81,14 @@ def draft(settings: Settings, seed: int, index: int) -> Draft:
                 if len(sets):
                     return Draft(room, poses, intrinsics(fields, settings.side), sets)
     raise ValueError("these settings give no set of views in any room")
+
+
+def settle() -> None:
+    """Make a process of the background one core's, and end it when its parent is gone, however that went."""
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def intrinsics(fields: Float64, side: int) -> Float64:

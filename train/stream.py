@@ -30,7 +30,7 @@ from torch.nn import functional
 from model.types import Float64
 from train import cast
 from train.batch import Batch
-from train.drafts import Draft, Settings, draft
+from train.drafts import Draft, Settings, draft, settle
 
 
 def develop(light: Tensor, rng: np.random.Generator) -> Tensor:
@@ -227,7 +227,7 @@ class Stream:
         """Keep every process busy, and another room waiting for each."""
         if self._workers and self._pool is None:
             # Not forked: the parent has threads and maybe a GPU.
-            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"), settle)
         while self._pool is not None and len(self._drafts) < 2 * self._workers:
             index = self._next + len(self._drafts)
             self._drafts.append(self._pool.submit(draft, self.settings, self.seed, index))
