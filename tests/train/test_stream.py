@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -150,6 +151,8 @@ def test_without_hold_it_takes_what_is_ready(drafted):
 def test_processes_draft_the_same_rooms():
     with Stream(SMALL, 3, "cpu") as alone, Stream(SMALL, 3, "cpu", workers=1) as helped:
         torch.testing.assert_close(alone.draw(2, 3).images, helped.draw(2, 3).images)
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
 
 
 def test_photos_differ_from_the_exact_picture_as_photos_do(made):
