@@ -174,9 +174,12 @@ class Stream:
         return {"position": self.position, "room": self._next}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on where a stream of the same settings and seed was. What the ring lacks for it is put in anew."""
+        """Go on where a stream of the same settings and seed was. What the ring lacks for it is put in anew; without
+        `hold`, a ring that has any rooms lacks none."""
         self.position = state["position"]
         hold, rooms = self.settings.hold, self.settings.rooms
+        if not hold and self._sets:
+            return
         first = self.position // hold if hold else max(0, state["room"] - rooms)
         if not first <= self._next <= first + rooms:
             self._forget()
