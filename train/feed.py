@@ -1,0 +1,106 @@
+"""Batches made ahead, so that the device never waits; which batch comes at which step is a matter of the step alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from train.batch import Batch
+
+
+class Source(Protocol):
+    """Where batches come from: rendered rooms, folders of frames, a fixed one."""
+
+    def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
+        """`scenes` scenes of `views` views of side x side pixels; equal positions and sizes give equal batches."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one step is made of."""
+
+    scenes: int
+    views: int
+    side: int
+    references: tuple[int, ...]
+    """The views that paths have as reference, of each scene the same; the views' order has no meaning."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Several sources; each scene is from one of them, drawn by share."""
+
+    sources: Sequence[Source]
+    shares: Sequence[float]
+    seed: int = 0
+
+    def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
+        rng = np.random.default_rng([self.seed, position])
+        counts = rng.multinomial(scenes, np.array(self.shares) / sum(self.shares))
+        drawn = [
+            source.batch(position, int(count), views, side)
+            for source, count in zip(self.sources, counts, strict=True)
+            if count
+        ]
+        return Batch.cat(drawn)
+
+
+class Feed:
+    """Batches of steps from `first` on, made by a thread of its own up to `ahead` steps before they are asked for.
+
+    plan(step): what the step is made of, asked for when the batch is made. An error in the thread is raised by `next`.
+    """
+
+    def __init__(
+        self, source: Source, plan: Callable[[int], Plan], first: int, device: torch.device, ahead: int = 3
+    ) -> None:
+        self.waited = 0.0
+        """Seconds that `next` has waited."""
+        self._source, self._plan, self._device = source, plan, device
+        self._ready: queue.Queue[tuple[Plan, Batch] | BaseException] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(first,), name="feed", daemon=True)
+        self._thread.start()
+
+    def next(self) -> tuple[Plan, Batch]:
+        started = time.perf_counter()
+        made = self._ready.get()
+        self.waited += time.perf_counter() - started
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _work(self, step: int) -> None:
+        try:
+            while not self._closed.is_set():
+                plan = self._plan(step)
+                batch = self._source.batch(step, plan.scenes, plan.views, plan.side)
+                if self._device.type == "cuda" and batch.images.device.type == "cpu":
+                    batch = batch.pinned()
+                self._ready.put((plan, batch.to(self._device, non_blocking=True)))
+                step += 1
+        except BaseException as error:  # noqa: BLE001 - raised where batches are asked for
+            self._ready.put(error)
