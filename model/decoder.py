@@ -38,11 +38,12 @@ class Decoder(nn.Module):
         self.cross_reference_blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(fusions))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, tokens: Tensor, references: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, references: Tensor, grid: tuple[int, int], *, every_path: bool = False) -> Tensor:
         """Encoder tokens (B, N, S, C) to normed tokens of path 0, (B, N, S, C), views in the given order.
 
         references: int64 (M,), references[0] = 0: the first view is the frame of the answer. M = 1 without fusion.
         grid: rows and columns of a view's tokens.
+        every_path: with fusion, answer all paths, (B, N, M, S, C); references[0] may be any view then.
         """
         x = self.embed(tokens)
         rope = rope_table(*grid, self.head_width, x.device)
@@ -51,11 +52,12 @@ class Decoder(nn.Module):
             for reference_block, block in zip(self.reference_blocks, self.blocks, strict=True):
                 x = multi_view_layer(x, reference_block, block, rope, own_view)
         else:
-            x = self._fused_paths(x, references, rope)
+            x = self._fused_paths(x, references, rope, every_path)
         return self.norm(x)
 
-    def _fused_paths(self, x: Tensor, references: Tensor, rope: Rope) -> Tensor:
-        """Embedded tokens (B, N, S, C) through all layers of M paths; path 0 of the last, (B, N, S, C)."""
+    def _fused_paths(self, x: Tensor, references: Tensor, rope: Rope, every_path: bool) -> Tensor:
+        """Embedded tokens (B, N, S, C) through all layers of M paths; of the last path 0's alone, (B, N, S, C), or
+        every path's, (B, N, M, S, C)."""
         batch, views, count, _ = x.shape
         paths = references.shape[0]
         view_of_slot, slot_of_view = slot_order(references, views)
@@ -72,12 +74,13 @@ class Decoder(nn.Module):
             x = multi_view_layer(x, reference_block, block, rope, own_view)
             x = x.reshape(batch, paths * views, count, -1).index_select(1, to_views)
             x = x.reshape(batch * views, paths, count, -1)
-            if depth == last:
+            if depth == last and not every_path:
                 x = fusion(x[:, :1], x[:, 1:], rope)
             else:
                 x = fusion(x, x, rope, own_path)
-                x = x.reshape(batch, views * paths, count, -1).index_select(1, to_slots)
-        return x.reshape(batch, views, count, -1)
+                if depth < last:
+                    x = x.reshape(batch, views * paths, count, -1).index_select(1, to_slots)
+        return x.reshape(batch, views, paths, count, -1) if every_path else x.reshape(batch, views, count, -1)
 
 
 def multi_view_layer(x: Tensor, reference_block: nn.Module, block: nn.Module, rope: Rope, own_view: Tensor) -> Tensor:

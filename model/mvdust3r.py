@@ -76,6 +76,35 @@ class MVDUSt3R(nn.Module):
         fields = (torch.cat(pair, dim=1).index_select(1, slot_of_view) for pair in zip(*answers, strict=True))
         return NetworkOutput(*fields)
 
+    def every_path(self, images: Tensor, references: Sequence[int] | None = None) -> NetworkOutput:
+        """The answers of all M paths, as training supervises them: fields (B, M, N, H, W, ...), those of path m in the
+        frame of view references[m]; views in the given order.
+
+        Arguments and errors as of `forward`, which computes path 0 alone.
+        """
+        grid = token_grid(images)
+        batch, views = images.shape[:2]
+        if references is None:
+            references = self.default_references(views)
+        self._check_references(references, views)
+        paths, references = len(references), torch.tensor(references, device=images.device)
+        view_of_slot, slot_of_view = slot_order(references, views)
+        path = torch.arange(paths, device=images.device)[:, None]
+
+        # A path's slots have its reference first: (B, M, N, ...).
+        tokens = self.encoder(images.flatten(0, 1)).unflatten(0, (-1, views))
+        if self.config.paths == 1:
+            tokens = self.decoder(tokens.index_select(1, view_of_slot[0]), references, grid)[:, None]
+        else:
+            tokens = self.decoder(tokens, references, grid, every_path=True).transpose(1, 2)[:, path, view_of_slot]
+        images = images[:, view_of_slot]
+        answers = []
+        for head, part in ((self.reference_head, slice(0, 1)), (self.head, slice(1, views))):
+            own = (x[:, :, part].flatten(0, 2) for x in (tokens, images))
+            answers.append([field.unflatten(0, (batch, paths, -1)) for field in head(*own, grid)])
+        fields = (torch.cat(pair, dim=2)[:, path, slot_of_view] for pair in zip(*answers, strict=True))
+        return NetworkOutput(*fields)
+
     def _check_references(self, references: Sequence[int], views: int) -> None:
         low, high = (1, 1) if self.config.paths == 1 else (2, views)
         if not low <= len(references) <= high or len(set(references)) != len(references):
