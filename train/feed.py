@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Protocol
 
@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 from train.batch import Batch
+
+
+FIELDS = [field.name for field in fields(Batch)]
 
 
 class Source(Protocol):
@@ -51,7 +54,7 @@ class Mixed:
             for source, count in zip(self.sources, counts, strict=True)
             if count
         ]
-        return Batch.cat(drawn)
+        return Batch(*(torch.cat([getattr(batch, name) for batch in drawn]) for name in FIELDS))
 
 
 class Feed:
@@ -99,7 +102,7 @@ class Feed:
                 plan = self._plan(step)
                 batch = self._source.batch(step, plan.scenes, plan.views, plan.side)
                 if self._device.type == "cuda" and batch.images.device.type == "cpu":
-                    batch = batch.pinned()
+                    batch = Batch(*(getattr(batch, name).pin_memory() for name in FIELDS))
                 self._ready.put((plan, batch.to(self._device, non_blocking=True)))
                 step += 1
         except BaseException as error:  # noqa: BLE001 - raised where batches are asked for

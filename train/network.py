@@ -1,4 +1,4 @@
-"""What is trained: a network of the released layout, and beside it what only helps in training and is not kept.
+"""What is trained, and to what end: a network of the released layout, beside it what only helps and is not kept.
 
 Our own network is MV-DUSt3R's layout, small. Its two branches share their matrices and keep their norms and biases:
 those make a view the reference, for with everything shared no view could tell which one the frame is. Written to a file
@@ -8,11 +8,12 @@ the shared tensors are there twice, and export and service need to know nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model import checkpoint
 from model.config import PATCH, BackboneConfig, ModelConfig
@@ -20,6 +21,8 @@ from model.decoder import slot_order
 from model.dust3r import DUSt3R
 from model.mvdust3r import MVDUSt3R
 from model.output import NetworkOutput
+from train.batch import Batch
+from train.losses import camera_loss, confidence_loss, depth_loss, mean_distance, true_points
 
 OWN = ModelConfig(
     encoder_width=384,
@@ -34,7 +37,35 @@ OWN = ModelConfig(
 )
 """19 million weights with shared branches. The skip CNN, whose answer counts 1e-4, is as narrow as is sensible."""
 CAMERA_FIELDS = 10
-"""log focal / side, rotation's first two columns, translation."""
+"""log focal / side, two columns that become a rotation's first two, translation in the scale of the points."""
+DISC, OPACITY = 0.6, 0.9
+"""What a Gaussian is taught to be without pictures: this many pixels' footprints wide at its depth, round, and so
+dense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a learner says about B scenes of N views over M paths."""
+
+    output: NetworkOutput
+    """Fields (B, M, N, H, W, ...)."""
+    focal: Tensor
+    """(B, M, N) pixels."""
+    camera_to_reference: Tensor
+    """(B, M, N, 4, 4), translations in the scale of the points."""
+    log_depth: Tensor
+    """(B, M, N, H, W), along the z axis of each view's own camera."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each loss counts."""
+
+    alpha: float = 0.2
+    """The logarithm of the confidence, within the loss of points, which counts 1."""
+    camera: float = 0.2
+    local_depth: float = 0.2
+    footprint: float = 0.02
 
 
 class Learner(nn.Module):
@@ -52,27 +83,70 @@ class Learner(nn.Module):
         for last in (self.camera[-1], self.local_depth):
             nn.init.normal_(last.weight, std=0.01)
             nn.init.zeros_(last.bias)
-        with torch.no_grad():  # no turn, no way: columns x and y of the identity
-            self.camera[-1].bias[1], self.camera[-1].bias[5] = 1, 1
+        with torch.no_grad():  # no turn: columns x and y of the identity
+            self.camera[-1].bias[[1, 5]] = 1
         self._tokens: Tensor | None = None
         network.decoder.register_forward_hook(self._keep)
 
-    def forward(self, images: Tensor, references: Sequence[int]) -> tuple[NetworkOutput, Tensor, Tensor]:
-        """Images (B, N, 3, H, W) and M references to what every path says: its fields (B, M, N, H, W, ...), cameras
-        (B, M, N, 10) as CAMERA_FIELDS counts them, and logarithms of depths (B, M, N, H, W) in each view's own frame."""
+    def forward(self, images: Tensor, references: Sequence[int]) -> Answer:
+        """Images (B, N, 3, H, W) in [-1, 1] and M references, as `MVDUSt3R.every_path` takes them."""
         output = self.network.every_path(images, references)
         tokens, self._tokens = self._tokens, None
         if self.network.config.paths == 1:  # slots, the reference first
             back = slot_order(torch.tensor(references, device=images.device), images.shape[1])[1][0]
             tokens = tokens.index_select(1, back)[:, :, None]
         tokens = tokens.transpose(1, 2)
-        rows, columns = images.shape[-2] // PATCH, images.shape[-1] // PATCH
-        patches = self.local_depth(tokens).unflatten(-1, (PATCH, PATCH)).unflatten(3, (rows, columns))
-        depth = patches.transpose(-3, -2).flatten(-2).flatten(3, 4)
-        return output, self.camera(tokens.mean(dim=3)).float(), depth.float()
+        height, width = images.shape[-2:]
+        patches = self.local_depth(tokens).unflatten(-1, (PATCH, PATCH)).unflatten(3, (-1, width // PATCH))
+        log_depth = patches.transpose(-3, -2).flatten(-2).flatten(3, 4).float()
+        camera = self.camera(tokens.mean(dim=3)).float()
+        return Answer(output, camera[..., 0].exp() * max(height, width), _poses(camera[..., 1:]), log_depth)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:  # noqa: ARG002
         self._tokens = tokens
+
+
+def _poses(raw: Tensor) -> Tensor:
+    """Two columns and a translation (..., 9) to rigid transforms (..., 4, 4) (Zhou et al., arXiv 1812.07035, eq. 15)."""
+    x = F.normalize(raw[..., :3], dim=-1)
+    y = F.normalize(raw[..., 3:6] - (x * raw[..., 3:6]).sum(-1, keepdim=True) * x, dim=-1)
+    top = torch.stack([x, y, torch.linalg.cross(x, y), raw[..., 6:]], dim=-1)
+    last = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    return torch.cat([top, last], dim=-2)
+
+
+def objective(answer: Answer, batch: Batch, references: Sequence[int], weights: Weights) -> dict[str, Tensor]:
+    """The scalar `loss` of an answer, in float32, and its parts before they are weighed."""
+    output, truth = answer.output, true_points(batch, references)
+    points = confidence_loss(
+        output.points, output.confidence, truth, batch.valid, references, alpha=weights.alpha
+    ).total / truth.shape[2]
+    size = mean_distance(output.points.detach(), batch.valid[:, None])
+    paths = range(len(references))
+    camera = sum(
+        camera_loss(answer.focal[:, m], answer.camera_to_reference[:, m], size[:, m], batch, references[m]).total
+        for m in paths
+    ) / len(references)
+    depth = sum(depth_loss(answer.log_depth[:, m], batch.depth, batch.valid) for m in paths) / len(references)
+    footprint = _footprint_loss(output, batch, truth, size)
+    loss = points + weights.camera * camera + weights.local_depth * depth + weights.footprint * footprint
+    return {"loss": loss, "points": points, "camera": camera, "local_depth": depth, "footprint": footprint}
+
+
+def _footprint_loss(output: NetworkOutput, batch: Batch, truth: Tensor, size: Tensor) -> Tensor:
+    """How far Gaussians are from discs as wide as their pixels, so that they show something without a loss of pictures.
+
+    output, truth and size as of `objective`: over M paths.
+    """
+    true_size = mean_distance(truth, batch.valid[:, None])
+    width = DISC * batch.depth / batch.intrinsics[:, :, 0, 0, None, None]
+    width = (width[:, None] / true_size[..., None, None, None])[..., None]
+    wide = output.scale / size[..., None, None, None, None] / width.clamp_min(1e-6) - 1
+    upright = output.rotation.new_tensor([1.0, 0.0, 0.0, 0.0])
+    off = wide.abs().clamp_max(10).mean(-1) + (output.rotation - upright).abs().mean(-1)
+    off = off + (output.opacity - OPACITY).abs()
+    seen = batch.valid[:, None].expand_as(off)
+    return torch.where(seen, off, 0).sum() / seen.sum().clamp_min(1)
 
 
 def own(config: ModelConfig = OWN, seed: int = 0) -> MVDUSt3R:
