@@ -19,6 +19,7 @@ from train import materials
 from train.render import BOX, CYLINDER, ELLIPSOID, Light, Solid, Texture
 
 WHITE = (1.0, 1.0, 1.0)
+MATT = (0.0, 0.5)
 
 
 def yaw_by(angle: float) -> Float64:
@@ -102,7 +103,7 @@ class Kit:
     def _add(self, make: Callable[..., UInt8], detail: float, metres: float, *arguments: object) -> int:
         """Draw a material with its own generator, so that a room's layout does not depend on `side`; its index."""
         image = make(self.rng.spawn(1)[0], int(self.side * detail), *arguments)
-        self.textures.append(Texture(image, metres))
+        self.textures.append(Texture(image, metres, materials.GLOSS.get(make, MATT)))
         return len(self.textures) - 1
 
     def pick(self, options: list[int]) -> int:

@@ -369,3 +369,15 @@ def outdoors(rng: np.random.Generator, n: int) -> UInt8:
     edge = y > trees[None] + 0.02 * noise(rng, n, 0.8, 1, 8)
     green = _paint((0.34, 0.47, 0.25), 1 + 0.25 * noise(rng, n, 0.8, 1, 6))
     return _finish(np.where(edge[..., None], green, sky))
+
+
+GLOSS = {
+    wood: (0.04, 0.25),
+    metal: (0.4, 0.3),
+    tiles: (0.05, 0.08),
+    stone: (0.05, 0.12),
+    leaves: (0.03, 0.35),
+    spines: (0.03, 0.3),
+    painting: (0.04, 0.03),
+}
+"""Of what is not matt: the share mirrored head on, and how far that strays in radians; paintings hang behind glass."""

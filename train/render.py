@@ -58,6 +58,9 @@ class Texture:
     """(n, n, 3) sRGB, n a power of two."""
     metres: float
     """Side of one repeat in metres; 0: fitted to the face."""
+    gloss: tuple[float, float] = (0.0, 0.5)
+    """Share of the light mirrored head on, and how far a mirrored ray strays, in radians. Drawn by `train.cast` alone:
+    what is baked here does not depend on the view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,10 @@ class Room:
     exposure: float
     size: tuple[float, float, float]
     """Width (x), depth (y) and height (z) in metres; the floor's corner is the origin."""
+    gloss: Float64
+    """(S, 2) of each solid's texture."""
+    lamps: Float64
+    """(E, 15) the lights: centre, u, v, normal, colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +212,8 @@ def build(
     middle = order[np.searchsorted(np.cumsum(area[order]), area.sum() / 2)]
     exposure = 0.5 / float(brightness[middle])
     scene = scene._replace(emission=scene.emission / exposure)
-    return Room(scene, light, exposure, size)
+    gloss = np.array([t.gloss for t in textures])[texture]
+    return Room(scene, light, exposure, size, gloss, lamps)
 
 
 def intrinsics(size: tuple[int, int], focal: float = 0.8) -> Float64:
@@ -478,8 +486,8 @@ def _colour(scene, s, u, v, eu, ev, footprint, out):
     metres, side, start = scene.texture_metres[texture], scene.texture_side[texture], scene.texture_start[texture]
     uv = scene.uv[s]
     if metres > 0:
-        # The grain of a repeating texture runs along the longer edge.
-        x, y = (u * eu, v * ev) if eu >= ev else (v * ev, u * eu)
+        # The grain of a repeating texture runs along the longer edge; of equal ones, rounding does not choose.
+        x, y = (u * eu, v * ev) if eu >= 0.999 * ev else (v * ev, u * eu)
         x, y = uv[0] + x / metres * uv[2], uv[1] + y / metres * uv[3]
         density = side / metres * max(uv[2], uv[3])
     else:
