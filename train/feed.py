@@ -12,8 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from train.batch import Batch
+from train.stream import Settings, Stream
 
 
 FIELDS = [field.name for field in fields(Batch)]
@@ -36,6 +38,42 @@ class Plan:
     side: int
     references: tuple[int, ...]
     """The views that paths have as reference, of each scene the same; the views' order has no meaning."""
+
+
+class Rooms:
+    """Rendered rooms, endlessly; equal positions give equal batches where the stream's `hold` is not 0."""
+
+    def __init__(self, settings: Settings, seed: int, device: torch.device | str, *, workers: int = 0) -> None:
+        """settings.side: of the pictures that are kept; batches have that side, or a whole part of it."""
+        self._stream = Stream(settings, seed, device, workers=workers)
+
+    def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
+        if position != self._stream.position:
+            self._stream.restore(self._stream.state() | {"position": position})
+        batch = self._stream.draw(scenes, views)
+        factor, rest = divmod(self._stream.settings.side, side)
+        if rest:
+            raise ValueError(f"pictures of {self._stream.settings.side} pixels give none of {side}")
+        return smaller(batch, factor)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def smaller(batch: Batch, factor: int) -> Batch:
+    """The same with sides divided by a whole factor. Depth is that of a pixel which stays, not a mean over an edge; the
+    picture is the mean around that pixel, and K tells where the pixel is: what a pixel shows is exactly at its depth."""
+    if factor == 1:
+        return batch
+    middle = factor // 2
+    kernel = 2 * middle + 1
+    images = F.pad(batch.images.flatten(0, 1), (0, kernel - factor) * 2, mode="replicate")
+    images = F.avg_pool2d(images, kernel, factor).unflatten(0, batch.images.shape[:2])
+    intrinsics = batch.intrinsics.clone()
+    intrinsics[..., :2, :2] /= factor
+    intrinsics[..., :2, 2] = (intrinsics[..., :2, 2] - middle - 0.5) / factor + 0.5
+    depth, valid = (field[..., middle::factor, middle::factor] for field in (batch.depth, batch.valid))
+    return Batch(images, depth, valid, intrinsics, batch.camera_to_world)
 
 
 @dataclass(frozen=True)

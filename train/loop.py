@@ -114,13 +114,14 @@ class Run:
         *,
         device: torch.device | str = "cpu",
         say: Say = print,
-        clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
     ) -> None:
-        """held_out: batches by view count, never trained on; `network` is trained in place. Raises StateError."""
+        """held_out: batches by view count, never trained on; `network` is trained in place. started: when the budget
+        began, by time.monotonic. Raises StateError."""
         self.folder, self.recipe, self.source, self.say = folder, recipe, source, say
         self.device = torch.device(device)
         self.held_out = {views: [b.to(self.device) for b in batches] for views, batches in held_out.items()}
-        self._clock, self._started = clock, clock()
+        self._started = time.monotonic() if started is None else started
         network.to(self.device).float()
         self.averaged = copy.deepcopy(network).eval()
         with torch.random.fork_rng(devices=[]):
@@ -147,7 +148,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Spent on this run, by all its processes."""
-        return self._before + self._clock() - self._started
+        return self._before + time.monotonic() - self._started
 
     def done(self, step: int) -> float:
         """Share of the budget spent at a step, 0 to 1."""
@@ -239,10 +240,10 @@ class Run:
 
     def _judge(self, name: str) -> None:
         """Held-out figures of the averaged weights, said and kept under a name."""
-        started = self._clock()
+        started = time.monotonic()
         self.average.copy_to(self.averaged)
         self.figures[name] = judge(self.averaged, self.held_out, bf16=self.recipe.bf16)
-        self._reserve = 1.5 * (self._clock() - started)  # the last one, and the writing, belong to the budget
+        self._reserve = 1.5 * (time.monotonic() - started)  # the last one, and the writing, belong to the budget
         told = "; ".join(
             f"N = {views}: error {100 * f['error']:.1f} %, ND {f['nd']:.3f}, RTA@15 {f['rta_15']:.2f}"
             for views, f in self.figures[name].items()

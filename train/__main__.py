@@ -1,0 +1,151 @@
+"""One command for every training: `python -m train --out runs/own`.
+
+    python -m train --out runs/own                                          a network of our own, on rendered rooms
+    python -m train --out runs/mine --start weights.pth --frames my-rooms   fine-tuning on rooms of one's own
+    python -m train --out runs/own                                          once more: goes on where it was
+
+The same on a CPU and on a GPU; see docs/training.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+
+from model.checkpoint import CheckpointError
+from model.mvdust3r import MVDUSt3R
+from train import parts
+from train.batch import Batch
+from train.feed import Mixed, Rooms, Source
+from train.held_out import table
+from train.loop import MODEL_FILE, Recipe, Run, Stage, StateError
+from train.network import OWN, own, start
+from train.stream import Settings
+
+STARTED = time.monotonic()
+"""The budget is of the whole command."""
+
+# Sides, views a scene and views a step by ../docs/training.md; both stages draw from one ring of rendered views.
+OWN_RECIPE = Recipe(
+    stages=(Stage(0.6, 112, 2, 4, 1024), Stage(0.4, 224, 2, 8, 512, parts=2)),
+    gate_after=5.0,
+)
+FINE_TUNING = Recipe(
+    stages=(Stage(0.6, 224, 2, 4, 16), Stage(0.4, 224, 2, 8, 16)),
+    muon=0.0,
+    adamw=5e-5,
+    weight_decay=0.05,
+    warm_up=200,
+)
+RING = Settings(side=224, views=8, rooms=3000, hold=0)
+"""3,000 rooms of 32 views: 24 GB on the device."""
+SMALL_RING = Settings(side=64, views=4, rooms=6, views_per_room=24, hold=0, texture_side=128, light_cell=0.4)
+HELD_OUT = {2: 64, 4: 24, 8: 8}
+"""Scenes that a network is judged on, by view count."""
+HELD_OUT_SEED = 1_000_003
+"""Added to the seed: rooms of another seed are other rooms."""
+
+
+def rehearsal(recipe: Recipe) -> Recipe:
+    """The same course at a size for a CPU: every stage, the gate (open), states and figures, in a minute and a half."""
+    sides = sorted({stage.side for stage in recipe.stages})
+    small = {side: 32 * 2**index for index, side in enumerate(sides)}
+    stages = tuple(
+        replace(stage, side=small[stage.side], most=min(stage.most, 4), at_once=max(8, stage.at_once // 32))
+        for stage in recipe.stages
+    )
+    return replace(recipe, stages=stages, minutes=1.5, warm_up=20, gate_after=0.3, gate=-1.0, save_every=10)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the run. One that holds a run already is gone on with.")],
+    start_from: Annotated[
+        Path | None, typer.Option("--start", help="Checkpoint to fine-tune: MV-DUSt3R(+), or a DUSt3R to start from.")
+    ] = None,
+    frames: Annotated[
+        list[Path] | None, typer.Option(help="Folder of posed RGB-D frames to train on; may be given repeatedly.")
+    ] = None,
+    rooms: Annotated[float, typer.Option(help="Share of rendered rooms among the scenes, beside --frames.")] = 0.5,
+    minutes: Annotated[float | None, typer.Option(help="Budget of the whole command, by the clock.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+    paths: Annotated[int, typer.Option(help="Reference paths of a network that starts anew or from a DUSt3R.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="cuda, cpu; else what is there.")] = "",
+    gate: Annotated[float | None, typer.Option(help="RTA@15 to exceed after a fifth of the budget; -1: none.")] = None,
+    split_mb: Annotated[float | None, typer.Option(help="Also write the weights in parts of at most so many MB.")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole course, small, in under two minutes.")] = False,
+) -> None:
+    """Train a network on rendered rooms, on frames of your own, or on both."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    recipe = FINE_TUNING if start_from else OWN_RECIPE
+    recipe = replace(recipe, seed=seed, minutes=minutes, steps=steps)
+    if minutes is None and steps is None:
+        recipe = replace(recipe, minutes=25.0)
+    if where.type == "cuda":
+        recipe = replace(recipe, bf16=True, compiled=True)
+    if rehearse:
+        recipe = rehearsal(recipe)
+    if gate is not None:
+        recipe = replace(recipe, gate=gate)
+    try:
+        network = _network(start_from, paths, seed, small=rehearse)
+        ring = SMALL_RING if rehearse else RING
+        workers = max(1, len(os.sched_getaffinity(0)) - 1)
+        source = Rooms(ring, seed, where, workers=workers)
+        held_out = _held_out(replace(ring, rooms=8, hold=4), recipe, where)
+        run = Run(out, network, recipe, source, held_out, device=where, say=_say, started=STARTED)
+        reason = run.train()
+        typer.echo(table(run.figures))
+        if split_mb:
+            pieces = parts.split(out / MODEL_FILE, out / "parts", split_mb)
+            _say(f"{len(pieces)} parts in {out / 'parts'}; one file again: {parts.JOIN.format(folder=out / 'parts')}")
+    except (CheckpointError, StateError, parts.PartsError) as error:
+        _fail(str(error))
+    if reason.startswith("the gate"):
+        raise typer.Exit(3)
+
+
+def _network(start_from: Path | None, paths: int, seed: int, *, small: bool) -> MVDUSt3R:
+    if start_from:
+        return start(start_from, paths or 4)
+    config = replace(OWN, paths=paths or 1)
+    if small:
+        config = replace(config, encoder_width=96, encoder_depth=2, encoder_heads=3)
+        config = replace(config, decoder_width=96, decoder_depth=2, decoder_heads=3)
+    return own(config, seed)
+
+
+def _held_out(settings: Settings, recipe: Recipe, device: torch.device) -> dict[int, list[Batch]]:
+    """Scenes of rooms that training never draws."""
+    side = recipe.stages[-1].side
+    rooms = Rooms(settings, recipe.seed + HELD_OUT_SEED, device)
+    counts = {views: scenes for views, scenes in HELD_OUT.items() if views <= recipe.stages[-1].most}
+    try:
+        return {
+            views: [rooms.batch(index, scenes, views, side)] for index, (views, scenes) in enumerate(counts.items())
+        }
+    finally:
+        rooms.close()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"error: {reason}", err=True)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app()
