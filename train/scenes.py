@@ -212,7 +212,7 @@ def _walk(
         else:
             ground, up = rng.uniform(0.3, extent[:2] - 0.3), float(rng.uniform(1.3, 1.65))
         position = np.array([*ground, up])
-        if not 1.3 < np.linalg.norm(ground - target[:2]) < 3.6 or not _free(room, position):
+        if not 1.3 < np.linalg.norm(ground - target[:2]) < 3.6 or not free(room, position):
             continue
         pose = look_at(position, target + rng.normal(0, 0.15, 3), float(rng.normal(0, 0.03)))
         _, _, depth = cast(room, pose, K, size)
@@ -226,7 +226,7 @@ def _walk(
     return poses
 
 
-def _free(room: Room, position: Float64) -> bool:
+def free(room: Room, position: Float64) -> bool:
     """Whether a head fits here: 0.25 m from the walls, outside of the bounds of everything that stands in the room."""
     if (position < 0.25).any() or (position > np.array(room.size) - 0.25).any():
         return False
