@@ -88,9 +88,9 @@ def main(
     """Train a network on rendered rooms, on frames of your own, or on both."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = FINE_TUNING if start_from else OWN_RECIPE
-    recipe = replace(recipe, seed=seed, minutes=minutes, steps=steps)
-    if minutes is None and steps is None:
-        recipe = replace(recipe, minutes=25.0)
+    recipe = replace(recipe, seed=seed, steps=steps)
+    if minutes is not None or steps is not None:
+        recipe = replace(recipe, minutes=minutes)
     if where.type == "cuda":
         recipe = replace(recipe, bf16=True, compiled=True)
     if rehearse:

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from train.batch import Batch
+from train.frames import Frames
 from train.stream import Settings, Stream
 
 
@@ -38,6 +39,8 @@ class Plan:
     side: int
     references: tuple[int, ...]
     """The views that paths have as reference, of each scene the same; the views' order has no meaning."""
+    novel: int = 0
+    """Views more, after the others, for pictures alone."""
 
 
 class Rooms:
@@ -58,6 +61,26 @@ class Rooms:
 
     def close(self) -> None:
         self._stream.close()
+
+
+@dataclass(frozen=True)
+class Own:
+    """Folders of posed frames, as many scenes of each as it has frames."""
+
+    folders: Sequence[Frames]
+    seed: int = 0
+
+    def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
+        sizes = np.array([len(frames) for frames in self.folders])
+        rng = np.random.default_rng([self.seed, position])
+        counts = rng.multinomial(scenes, sizes / sizes.sum())
+        return joined(
+            [
+                frames.draw(int(rng.integers(1 << 62)), int(count), views, (side, side))
+                for frames, count in zip(self.folders, counts, strict=True)
+                if count
+            ]
+        )
 
 
 def smaller(batch: Batch, factor: int) -> Batch:
@@ -87,12 +110,20 @@ class Mixed:
     def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
         rng = np.random.default_rng([self.seed, position])
         counts = rng.multinomial(scenes, np.array(self.shares) / sum(self.shares))
-        drawn = [
-            source.batch(position, int(count), views, side)
-            for source, count in zip(self.sources, counts, strict=True)
-            if count
-        ]
-        return Batch(*(torch.cat([getattr(batch, name) for batch in drawn]) for name in FIELDS))
+        return joined(
+            [
+                source.batch(position, int(count), views, side)
+                for source, count in zip(self.sources, counts, strict=True)
+                if count
+            ]
+        )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The scenes of all, on the device of the first."""
+    first, *rest = batches
+    moved = [first, *(batch.to(first.images.device) for batch in rest)]
+    return Batch(*(torch.cat([getattr(batch, name) for batch in moved]) for name in FIELDS))
 
 
 class Feed:
@@ -138,7 +169,7 @@ class Feed:
         try:
             while not self._closed.is_set():
                 plan = self._plan(step)
-                batch = self._source.batch(step, plan.scenes, plan.views, plan.side)
+                batch = self._source.batch(step, plan.scenes, plan.views + plan.novel, plan.side)
                 if self._device.type == "cuda" and batch.images.device.type == "cpu":
                     batch = Batch(*(getattr(batch, name).pin_memory() for name in FIELDS))
                 self._ready.put((plan, batch.to(self._device, non_blocking=True)))

@@ -24,7 +24,7 @@ CAP = 10.0
 
 
 @torch.no_grad()
-def judge(network: MVDUSt3R, sets: Mapping[int, Sequence[Batch]], *, bf16: bool = False) -> dict[int, Figures]:
+def judge(network: MVDUSt3R, sets: Mapping[int, Sequence[Batch]]) -> dict[int, Figures]:
     """Figures of a network (in eval mode) for every view count: sets[N] holds batches with N views.
 
     nd: mean distance of points to the true ones, both clouds over their mean distance from the reference camera.
@@ -33,14 +33,13 @@ def judge(network: MVDUSt3R, sets: Mapping[int, Sequence[Batch]], *, bf16: bool 
     reference are right to 15 degrees; the pose is solved from the points (PnP), with the focal length that the
     reference's own pointmap tells (Weiszfeld), times what the true lenses' ratio is. A view without a pose is wrong.
     """
-    return {views: _judge_sets(network, batches, bf16) for views, batches in sets.items()}
+    return {views: _judge_sets(network, batches) for views, batches in sets.items()}
 
 
-def _judge_sets(network: MVDUSt3R, batches: Sequence[Batch], bf16: bool) -> Figures:
+def _judge_sets(network: MVDUSt3R, batches: Sequence[Batch]) -> Figures:
     distances, errors, rotations, directions = [], [], [], []
     for batch in batches:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):
-            answer = network(batch.images)
+        answer = network(batch.images)
         true, valid = batch.points(0), batch.valid
         for scene in range(len(batch)):
             seen = valid[scene]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ class Recipe:
     """How a run goes. The budget is in minutes of the wall clock, or in steps, for what must be the same anywhere."""
 
     stages: tuple[Stage, ...]
-    minutes: float | None = None
+    minutes: float | None = 25.0
     steps: int | None = None
     muon: float = 1e-2
     adamw: float = 2e-3
@@ -69,6 +70,8 @@ class Recipe:
     clip: float = 1.0
     average: float = 0.999
     weights: Weights = Weights()
+    novel: int = 0
+    """Views more a scene, which the network does not see: pictures that its Gaussians are to give."""
     bf16: bool = False
     compiled: bool = False
     seed: int = 0
@@ -166,7 +169,7 @@ class Run:
         views = int(rng.integers(stage.fewest, stage.most + 1))
         paths = min(self.learner.network.config.paths, views)
         references = tuple(int(r) for r in rng.permutation(views)[:paths])
-        return Plan(max(1, stage.at_once // views), views, stage.side, references)
+        return Plan(max(1, stage.at_once // views), views, stage.side, references, self.recipe.novel)
 
     # ------------------------------------------------------------ the run
 
@@ -219,9 +222,10 @@ class Run:
         size = math.ceil(len(batch) / stage.parts)
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         for part in parts:
+            seen, novel = part.select(range(plan.views)), part.select(range(plan.views, plan.views + plan.novel))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                answer = self.learner(part.images, plan.references)
-            losses = objective(answer, part, plan.references, self.recipe.weights)
+                answer = self.learner(seen.images, plan.references)
+            losses = objective(answer, seen, plan.references, self.recipe.weights, novel)
             (losses["loss"] * len(part) / len(batch)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * len(part) / len(batch)
@@ -242,7 +246,7 @@ class Run:
         """Held-out figures of the averaged weights, said and kept under a name."""
         started = time.monotonic()
         self.average.copy_to(self.averaged)
-        self.figures[name] = judge(self.averaged, self.held_out, bf16=self.recipe.bf16)
+        self.figures[name] = judge(self.averaged, self.held_out)
         self._reserve = 1.5 * (time.monotonic() - started)  # the last one, and the writing, belong to the budget
         told = "; ".join(
             f"N = {views}: error {100 * f['error']:.1f} %, ND {f['nd']:.3f}, RTA@15 {f['rta_15']:.2f}"
@@ -344,6 +348,7 @@ class Run:
         self.average.copy_to(self.averaged)
         path = self.folder / MODEL_FILE
         checkpoint.save(untied(self.averaged, self.recipe.stages[-1].side, half=True), path)
+        shutil.copymode(self.folder / METRICS_FILE, path)  # safetensors writes for its owner's eyes alone
         return path
 
 

@@ -22,7 +22,7 @@ from model.dust3r import DUSt3R
 from model.mvdust3r import MVDUSt3R
 from model.output import NetworkOutput
 from train.batch import Batch
-from train.losses import camera_loss, confidence_loss, depth_loss, mean_distance, true_points
+from train.losses import camera_loss, confidence_loss, depth_loss, mean_distance, rendering_loss, true_points
 
 OWN = ModelConfig(
     encoder_width=384,
@@ -66,6 +66,8 @@ class Weights:
     camera: float = 0.2
     local_depth: float = 0.2
     footprint: float = 0.02
+    pictures: float = 0.5
+    """Where there are novel views; then `footprint` is left out."""
 
 
 class Learner(nn.Module):
@@ -85,6 +87,8 @@ class Learner(nn.Module):
             nn.init.zeros_(last.bias)
         with torch.no_grad():  # no turn: columns x and y of the identity
             self.camera[-1].bias[[1, 5]] = 1
+        for head in (network.reference_head, network.head):  # as upstream: points bear no rounding to 8 bits
+            head.forward = torch.autocast("cuda", enabled=False)(torch.autocast("cpu", enabled=False)(head.forward))
         self._tokens: Tensor | None = None
         network.decoder.register_forward_hook(self._keep)
 
@@ -115,12 +119,17 @@ def _poses(raw: Tensor) -> Tensor:
     return torch.cat([top, last], dim=-2)
 
 
-def objective(answer: Answer, batch: Batch, references: Sequence[int], weights: Weights) -> dict[str, Tensor]:
-    """The scalar `loss` of an answer, in float32, and its parts before they are weighed."""
+def objective(
+    answer: Answer, batch: Batch, references: Sequence[int], weights: Weights, novel: Batch | None = None
+) -> dict[str, Tensor]:
+    """The scalar `loss` of an answer, in float32, and its parts before they are weighed.
+
+    novel: views of the same scenes that the network did not see, for path 0's Gaussians to show.
+    """
     output, truth = answer.output, true_points(batch, references)
     points = confidence_loss(
         output.points, output.confidence, truth, batch.valid, references, alpha=weights.alpha
-    ).total / truth.shape[2]
+    ).total
     size = mean_distance(output.points.detach(), batch.valid[:, None])
     paths = range(len(references))
     camera = sum(
@@ -128,9 +137,16 @@ def objective(answer: Answer, batch: Batch, references: Sequence[int], weights: 
         for m in paths
     ) / len(references)
     depth = sum(depth_loss(answer.log_depth[:, m], batch.depth, batch.valid) for m in paths) / len(references)
-    footprint = _footprint_loss(output, batch, truth, size)
-    loss = points + weights.camera * camera + weights.local_depth * depth + weights.footprint * footprint
-    return {"loss": loss, "points": points, "camera": camera, "local_depth": depth, "footprint": footprint}
+    parts = {"points": points, "camera": camera, "local_depth": depth}
+    loss = points + weights.camera * camera + weights.local_depth * depth
+    if novel is not None and novel.depth.shape[1]:
+        first = NetworkOutput(**{f.name: x[:, 0] for f in fields(output) if (x := getattr(output, f.name)) is not None})
+        parts["pictures"] = rendering_loss(first, batch, novel, references[0]).total
+        loss = loss + weights.pictures * parts["pictures"]
+    else:
+        parts["footprint"] = _footprint_loss(output, batch, truth, size)
+        loss = loss + weights.footprint * parts["footprint"]
+    return {"loss": loss, **parts}
 
 
 def _footprint_loss(output: NetworkOutput, batch: Batch, truth: Tensor, size: Tensor) -> Tensor:

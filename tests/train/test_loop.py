@@ -28,7 +28,7 @@ from train.network import Learner, from_dust3r, multiply_adds, own, start
 
 SIDE = 32
 SMALL = replace(TINY_CONFIG, paths=1)
-STEPS = Recipe((Stage(0.5, SIDE, 2, 3, 6), Stage(0.5, SIDE, 2, 4, 8)), steps=6, warm_up=2, log_every=1)
+STEPS = Recipe((Stage(0.5, SIDE, 2, 3, 6), Stage(0.5, SIDE, 2, 4, 8)), minutes=None, steps=6, warm_up=2, log_every=1)
 
 
 def box_room(scenes: int, views: int, seed: int, side: int = SIDE) -> Batch:
