@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -22,7 +24,8 @@ from model.checkpoint import CheckpointError
 from model.mvdust3r import MVDUSt3R
 from train import parts
 from train.batch import Batch
-from train.feed import Mixed, Rooms, Source
+from train.feed import Mixed, Own, Rooms, Source
+from train.frames import Frames, FramesError, open_frames
 from train.held_out import table
 from train.loop import MODEL_FILE, Recipe, Run, Stage, StateError
 from train.network import OWN, own, start
@@ -44,12 +47,30 @@ FINE_TUNING = Recipe(
     warm_up=200,
 )
 RING = Settings(side=224, views=8, rooms=3000, hold=0)
-"""3,000 rooms of 32 views: 24 GB on the device."""
-SMALL_RING = Settings(side=64, views=4, rooms=6, views_per_room=24, hold=0, texture_side=128, light_cell=0.4)
+"""Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory."""
+RING_OF_CPU = replace(RING, rooms=48)
+SMALL_RING = Settings(
+    side=64,
+    views=4,
+    rooms=6,
+    views_per_room=16,
+    hold=0,
+    supersample=1,
+    texture_side=64,
+    light_cell=0.5,
+    light_samples=2,
+)
 HELD_OUT = {2: 64, 4: 24, 8: 8}
 """Scenes that a network is judged on, by view count."""
-HELD_OUT_SEED = 1_000_003
-"""Added to the seed: rooms of another seed are other rooms."""
+FEW_HELD_OUT = {2: 16, 4: 8}
+"""In a rehearsal."""
+HELD_OUT_ROOMS, HELD_OUT_SEED = 32, 1_000_003
+"""How many rooms they are of, and what is added to the seed: rooms of another seed are other rooms."""
+
+
+def on_cpu(recipe: Recipe) -> Recipe:
+    """The same with as many views a step as a CPU computes in seconds."""
+    return replace(recipe, stages=tuple(replace(s, at_once=max(8, s.at_once // 32), parts=1) for s in recipe.stages))
 
 
 def rehearsal(recipe: Recipe) -> Recipe:
@@ -57,10 +78,19 @@ def rehearsal(recipe: Recipe) -> Recipe:
     sides = sorted({stage.side for stage in recipe.stages})
     small = {side: 32 * 2**index for index, side in enumerate(sides)}
     stages = tuple(
-        replace(stage, side=small[stage.side], most=min(stage.most, 4), at_once=max(8, stage.at_once // 32))
-        for stage in recipe.stages
+        replace(stage, side=small[stage.side], most=min(stage.most, 4), at_once=16) for stage in recipe.stages
     )
-    return replace(recipe, stages=stages, minutes=1.5, warm_up=20, gate_after=0.3, gate=-1.0, save_every=10)
+    return replace(
+        recipe,
+        stages=stages,
+        minutes=1.5 if recipe.steps is None else None,
+        warm_up=20,
+        average=0.95,
+        gate_after=0.75 if recipe.gate_after else None,
+        gate=-1.0,
+        save_every=10,
+        log_every=5,
+    )
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -81,35 +111,50 @@ def main(
     paths: Annotated[int, typer.Option(help="Reference paths of a network that starts anew or from a DUSt3R.")] = 0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cuda, cpu; else what is there.")] = "",
-    gate: Annotated[float | None, typer.Option(help="RTA@15 to exceed after a fifth of the budget; -1: none.")] = None,
-    split_mb: Annotated[float | None, typer.Option(help="Also write the weights in parts of at most so many MB.")] = None,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole course, small, in under two minutes.")] = False,
+    muon: Annotated[float | None, typer.Option(help="Rate of Muon; 0: AdamW for all.")] = None,
+    adamw: Annotated[float | None, typer.Option(help="Rate of AdamW.")] = None,
+    novel: Annotated[int, typer.Option(help="Views a scene more, to supervise Gaussians with pictures.")] = 0,
+    gate: Annotated[
+        float | None, typer.Option(help="RTA@15 at 2 views to exceed after five minutes; -1: none.")
+    ] = None,
+    split_mb: Annotated[
+        float | None, typer.Option(help="Also write the weights in parts of at most so many MB.")
+    ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The whole course, small, in under two minutes.")
+    ] = False,
 ) -> None:
     """Train a network on rendered rooms, on frames of your own, or on both."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = FINE_TUNING if start_from else OWN_RECIPE
-    recipe = replace(recipe, seed=seed, steps=steps)
+    recipe = replace(recipe, seed=seed, steps=steps, novel=novel)
     if minutes is not None or steps is not None:
         recipe = replace(recipe, minutes=minutes)
     if where.type == "cuda":
         recipe = replace(recipe, bf16=True, compiled=True)
+        torch.set_float32_matmul_precision("high")
+    else:
+        recipe = on_cpu(recipe)
     if rehearse:
         recipe = rehearsal(recipe)
-    if gate is not None:
-        recipe = replace(recipe, gate=gate)
+    for name, value in (("muon", muon), ("adamw", adamw), ("gate", gate)):
+        if value is not None:
+            recipe = replace(recipe, **{name: value})
     try:
         network = _network(start_from, paths, seed, small=rehearse)
-        ring = SMALL_RING if rehearse else RING
-        workers = max(1, len(os.sched_getaffinity(0)) - 1)
-        source = Rooms(ring, seed, where, workers=workers)
-        held_out = _held_out(replace(ring, rooms=8, hold=4), recipe, where)
+        ring = SMALL_RING if rehearse else RING if where.type == "cuda" else RING_OF_CPU
+        own_frames = [open_frames(folder).split() for folder in frames or []]
+        counts = FEW_HELD_OUT if rehearse else HELD_OUT
+        source, held_out = _rooms(recipe, ring, counts, where) if rooms or not own_frames else (None, {})
+        if own_frames:
+            source, held_out = _with_frames(recipe, own_frames, counts, source, rooms)
         run = Run(out, network, recipe, source, held_out, device=where, say=_say, started=STARTED)
         reason = run.train()
         typer.echo(table(run.figures))
         if split_mb:
             pieces = parts.split(out / MODEL_FILE, out / "parts", split_mb)
             _say(f"{len(pieces)} parts in {out / 'parts'}; one file again: {parts.JOIN.format(folder=out / 'parts')}")
-    except (CheckpointError, StateError, parts.PartsError) as error:
+    except (CheckpointError, FramesError, StateError, parts.PartsError, OSError) as error:
         _fail(str(error))
     if reason.startswith("the gate"):
         raise typer.Exit(3)
@@ -125,17 +170,43 @@ def _network(start_from: Path | None, paths: int, seed: int, *, small: bool) -> 
     return own(config, seed)
 
 
-def _held_out(settings: Settings, recipe: Recipe, device: torch.device) -> dict[int, list[Batch]]:
-    """Scenes of rooms that training never draws."""
-    side = recipe.stages[-1].side
-    rooms = Rooms(settings, recipe.seed + HELD_OUT_SEED, device)
-    counts = {views: scenes for views, scenes in HELD_OUT.items() if views <= recipe.stages[-1].most}
-    try:
-        return {
-            views: [rooms.batch(index, scenes, views, side)] for index, (views, scenes) in enumerate(counts.items())
-        }
-    finally:
-        rooms.close()
+HeldOut = dict[int, list[Batch]]
+
+
+def _rooms(recipe: Recipe, ring: Settings, counts: Mapping[int, int], device: torch.device) -> tuple[Source, HeldOut]:
+    """Rendered rooms, and scenes of other rooms."""
+    workers = max(1, len(os.sched_getaffinity(0)) - 1)
+    few = replace(ring, rooms=min(ring.rooms, HELD_OUT_ROOMS), hold=1000)
+    with closing(Rooms(few, recipe.seed + HELD_OUT_SEED, device, workers=workers)) as rooms:
+        held_out = _drawn(rooms, recipe, counts)
+    return Rooms(ring, recipe.seed, device, workers=workers), held_out
+
+
+def _with_frames(
+    recipe: Recipe,
+    folders: Sequence[tuple[Frames, Frames]],
+    counts: Mapping[int, int],
+    rooms: Source | None,
+    share: float,
+) -> tuple[Source, HeldOut]:
+    """Frames to train on and, of those held out of them, what a run is judged on; rooms beside them by share."""
+    kept = Own([train for train, _ in folders], recipe.seed)
+    held_out = _drawn(Own([held_out for _, held_out in folders], recipe.seed), recipe, counts)
+    return (kept if rooms is None else Mixed((rooms, kept), (share, 1 - share), recipe.seed)), held_out
+
+
+def _drawn(source: Source, recipe: Recipe, counts: Mapping[int, int]) -> HeldOut:
+    """Scenes of every view count; of folders with few frames, of the counts that they have."""
+    drawn = {}
+    for index, (views, scenes) in enumerate(counts.items()):
+        if views > recipe.stages[-1].most:
+            break
+        try:
+            drawn[views] = [source.batch(index, scenes, views, recipe.stages[-1].side)]
+        except FramesError:
+            if not drawn:
+                raise
+    return drawn
 
 
 def _say(line: str) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 
 from model.geometry.focal import weiszfeld_focal
-from model.geometry.poses import solve_pose
 from model.mvdust3r import MVDUSt3R
 from model.types import Float64
 from train.batch import Batch
@@ -30,8 +30,9 @@ def judge(network: MVDUSt3R, sets: Mapping[int, Sequence[Batch]]) -> dict[int, F
     nd: mean distance of points to the true ones, both clouds over their mean distance from the reference camera.
     error: median of the distance over the true point's from the reference camera, after the one best scale.
     rra_15, rta_15: shares of other views whose rotation, and direction of translation without its sign, relative to the
-    reference are right to 15 degrees; the pose is solved from the points (PnP), with the focal length that the
-    reference's own pointmap tells (Weiszfeld), times what the true lenses' ratio is. A view without a pose is wrong.
+    reference are right to 15 degrees. As MV-DUSt3R's authors do it, the pose is solved from the points (PnP, RANSAC,
+    OpenCV), with the focal length that the reference's own pointmap tells (Weiszfeld), here times what the true lenses'
+    ratio is. A view without a pose is wrong.
     """
     return {views: _judge_sets(network, batches) for views, batches in sets.items()}
 
@@ -80,19 +81,41 @@ def _pose_errors(points: Float64, confidence: Float64, K: Float64, poses: Float6
     focal = weiszfeld_focal(points[0][front], (pixels - K[0, :2, 2])[front]) if front.any() else None
     rotations, directions = [], []
     for view in range(1, len(points)):
-        solved = None
-        if focal is not None and np.isfinite(focal) and focal > 0:
-            lens = focal * K[view, 0, 0] / K[0, 0, 0]
-            solved = solve_pose(points[view], pixels - K[view, :2, 2], lens, confidence[view])
-        if solved is None:
+        lens = (focal or 0.0) * K[view, 0, 0] / K[0, 0, 0]
+        sure = confidence[view] >= np.median(confidence[view])
+        pose = _solve(points[view][sure], (pixels - K[view, :2, 2])[sure], lens)
+        if pose is None:
             rotations.append(np.inf)
             directions.append(np.inf)
             continue
-        pose = solved[0]
         cosine = (np.trace(pose[:3, :3].T @ poses[view, :3, :3]) - 1) / 2
         rotations.append(float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
         directions.append(_angle(pose[:3, 3], poses[view, :3, 3]))
     return rotations, directions
+
+
+def _solve(points: Float64, pixels: Float64, focal: float) -> Float64 | None:
+    """camera_to_world (4, 4) of who sees points (P, 3) at pixels (P, 2) about the principal point."""
+    if not (np.isfinite(points).all() and np.isfinite(focal) and focal > 1e-6):
+        return None
+    try:
+        solved, turn, translation, _ = cv2.solvePnPRansac(
+            points,
+            pixels / focal,
+            np.eye(3),
+            None,
+            iterationsCount=200,
+            reprojectionError=0.03,
+            flags=cv2.SOLVEPNP_SQPNP,
+        )
+    except cv2.error:  # points that no camera sees
+        return None
+    if not solved or not np.isfinite(turn).all() or not np.isfinite(translation).all():
+        return None
+    pose = np.eye(4)
+    pose[:3, :3] = cv2.Rodrigues(turn)[0].T
+    pose[:3, 3] = -pose[:3, :3] @ translation[:, 0]
+    return pose
 
 
 def _angle(a: Float64, b: Float64) -> float:

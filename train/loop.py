@@ -222,7 +222,8 @@ class Run:
         size = math.ceil(len(batch) / stage.parts)
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         for part in parts:
-            seen, novel = part.select(range(plan.views)), part.select(range(plan.views, plan.views + plan.novel))
+            seen = part.select(range(plan.views))
+            novel = part.select(range(plan.views, plan.views + plan.novel)) if plan.novel else None
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                 answer = self.learner(seen.images, plan.references)
             losses = objective(answer, seen, plan.references, self.recipe.weights, novel)
@@ -330,7 +331,8 @@ class Run:
         self.step, self.skipped, self.views = (described[name] for name in ("step", "skipped", "views"))
         self._before = described["seconds"]
         self.figures = {
-            name: {int(views): figures for views, figures in rows.items()} for name, rows in described["figures"].items()
+            name: {int(views): figures for views, figures in rows.items()}
+            for name, rows in described["figures"].items()
         }
         self._forget_after(self.step)
         self.say(f"goes on from step {self.step}, after {self._before / 60:.1f} minutes")
@@ -393,7 +395,9 @@ class _Pace:
         if spent < every:
             return None
         share, idle = self._work / spent / peak, (waited - self._waited) / spent
-        said = f"{self._views / spent:.0f} views/s, {100 * share:.0f} % of the peak, {100 * idle:.0f} % waiting for data"
+        said = (
+            f"{self._views / spent:.0f} views/s, {100 * share:.0f} % of the peak, {100 * idle:.0f} % waiting for data"
+        )
         self._since, self._waited, self._views, self._work = seconds, waited, 0, 0.0
         return said
 

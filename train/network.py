@@ -127,9 +127,11 @@ def objective(
     novel: views of the same scenes that the network did not see, for path 0's Gaussians to show.
     """
     output, truth = answer.output, true_points(batch, references)
-    points = confidence_loss(
-        output.points, output.confidence, truth, batch.valid, references, alpha=weights.alpha
-    ).total
+    # Of a view on average: what else is minimised weighs as much beside it whatever the number of views.
+    points = (
+        confidence_loss(output.points, output.confidence, truth, batch.valid, references, alpha=weights.alpha).total
+        / truth.shape[2]
+    )
     size = mean_distance(output.points.detach(), batch.valid[:, None])
     paths = range(len(references))
     camera = sum(
@@ -139,7 +141,7 @@ def objective(
     depth = sum(depth_loss(answer.log_depth[:, m], batch.depth, batch.valid) for m in paths) / len(references)
     parts = {"points": points, "camera": camera, "local_depth": depth}
     loss = points + weights.camera * camera + weights.local_depth * depth
-    if novel is not None and novel.depth.shape[1]:
+    if novel is not None:
         first = NetworkOutput(**{f.name: x[:, 0] for f in fields(output) if (x := getattr(output, f.name)) is not None})
         parts["pictures"] = rendering_loss(first, batch, novel, references[0]).total
         loss = loss + weights.pictures * parts["pictures"]

@@ -11,18 +11,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 import model
 from model import checkpoint
 from model.mvdust3r import MVDUSt3R
 from tests.tiny import TINY_CONFIG, TINY_PAIRS, tiny_network, tiny_pair_network
 from train import optimise, parts
+from train.__main__ import app
 from train.batch import Batch
 from train.feed import Feed, Mixed, Plan
-from train.held_out import judge
 from train.loop import METRICS_FILE, MODEL_FILE, STATE_FILE, Recipe, Run, Stage, StateError
 from train.network import Learner, from_dust3r, multiply_adds, own, start
 
@@ -333,14 +336,53 @@ def test_a_run_that_is_ended_is_on_the_disk(tmp_path, number):
 # ---------------------------------------------------------------- learning
 
 
-def test_fine_tuning_a_released_layout_improves_its_held_out_error(tmp_path):
+def write_frames(folder: Path, batch: Batch) -> None:
+    """The views of a batch's first scene, in the layout of 7-Scenes."""
+    folder.mkdir()
+    K = batch.intrinsics[0, 0].double().numpy()
+    K[:2, 2] -= 0.5  # pixel centres at whole numbers
+    np.savetxt(folder / "camera-intrinsics.txt", K)
+    for index in range(batch.depth.shape[1]):
+        name = folder / f"frame-{index:06}"
+        rgb = ((batch.images[0, index].movedim(0, -1) + 1) * 127.5).round().byte().numpy()
+        Image.fromarray(rgb).save(f"{name}.color.png")
+        Image.fromarray((1000 * batch.depth[0, index]).round().numpy().astype(np.uint16)).save(f"{name}.depth.png")
+        np.savetxt(f"{name}.pose.txt", batch.camera_to_world[0, index].numpy())
+
+
+def test_fine_tuning_on_frames_improves_what_is_held_out_of_them(tmp_path):
+    """From the command line: a checkpoint of the released layout, a folder, a network that is better on its last
+    frames; and the same command goes on with more steps."""
     checkpoint.save(tiny_network(), tmp_path / "released.safetensors")
-    recipe = replace(STEPS, stages=(Stage(1, SIDE, 2, 3, 8),), steps=40, adamw=3e-3, muon=0.0, warm_up=5, average=0.9)
-    held_out = {2: [box_room(8, 2, 10_000)]}
-    network = start(tmp_path / "released.safetensors")
-    run = Run(tmp_path / "run", network, recipe, Boxes(), held_out, say=lambda line: None)
-    run.train()
-    before, after = run.figures["before"][2], run.figures["after"][2]
-    assert after["nd"] < 0.8 * before["nd"]
-    again = judge(model.load(tmp_path / "run" / MODEL_FILE), held_out)[2]
-    assert again["nd"] == pytest.approx(after["nd"], rel=0.05)
+    write_frames(tmp_path / "frames", box_room(1, 40, 1))
+    run = tmp_path / "run"
+    command = [
+        "--out",
+        run,
+        "--start",
+        tmp_path / "released.safetensors",
+        "--frames",
+        tmp_path / "frames",
+        "--rooms",
+        0,
+    ]
+    command += ["--rehearse", "--device", "cpu", "--adamw", 3e-3, "--split-mb", 15]
+    for steps in (24, 25):
+        answer = CliRunner().invoke(app, [str(word) for word in (*command, "--steps", steps)])
+        assert answer.exit_code == 0, answer.output
+    assert "goes on from step 24" in answer.output
+    rows = [row.split("|")[1:-1] for row in (run / "table.md").read_text().splitlines()[2:]]
+    nd = {(row[0].strip(), int(row[1])): float(row[2]) for row in rows}
+    assert nd["after", 2] < 0.8 * nd["before", 2]
+    assert nd["after", 4] < 0.8 * nd["before", 4]
+    assert model.load(run / MODEL_FILE).config == replace(TINY_CONFIG, square=SIDE)
+    parts.join(run / "parts", tmp_path / "joined.safetensors")
+
+
+def test_the_command_says_in_a_line_what_it_cannot_use(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for more in (["--frames", tmp_path / "empty", "--rooms", 0], ["--start", tmp_path / "none.pth"]):
+        answer = CliRunner().invoke(app, [str(word) for word in ("--out", tmp_path / "run", "--rehearse", *more)])
+        assert answer.exit_code == 2
+        assert answer.stderr.startswith("error: ")
+        assert len(answer.stderr.splitlines()) == 1
