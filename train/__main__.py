@@ -140,14 +140,17 @@ def main(
     for name, value in (("muon", muon), ("adamw", adamw), ("gate", gate)):
         if value is not None:
             recipe = replace(recipe, **{name: value})
+    rendered: Rooms | None = None
     try:
         network = _network(start_from, paths, seed, small=rehearse)
         ring = SMALL_RING if rehearse else RING if where.type == "cuda" else RING_OF_CPU
         own_frames = [open_frames(folder).split() for folder in frames or []]
         counts = FEW_HELD_OUT if rehearse else HELD_OUT
-        source, held_out = _rooms(recipe, ring, counts, where) if rooms or not own_frames else (None, {})
+        if rooms or not own_frames:
+            rendered, held_out = _rooms(recipe, ring, counts, where)
+        source: Source | None = rendered
         if own_frames:
-            source, held_out = _with_frames(recipe, own_frames, counts, source, rooms)
+            source, held_out = _with_frames(recipe, own_frames, counts, rendered, rooms)
         run = Run(out, network, recipe, source, held_out, device=where, say=_say, started=STARTED)
         reason = run.train()
         typer.echo(table(run.figures))
@@ -156,6 +159,9 @@ def main(
             _say(f"{len(pieces)} parts in {out / 'parts'}; one file again: {parts.JOIN.format(folder=out / 'parts')}")
     except (CheckpointError, FramesError, StateError, parts.PartsError, OSError) as error:
         _fail(str(error))
+    finally:
+        if rendered is not None:
+            rendered.close()
     if reason.startswith("the gate"):
         raise typer.Exit(3)
 
@@ -173,7 +179,7 @@ def _network(start_from: Path | None, paths: int, seed: int, *, small: bool) -> 
 HeldOut = dict[int, list[Batch]]
 
 
-def _rooms(recipe: Recipe, ring: Settings, counts: Mapping[int, int], device: torch.device) -> tuple[Source, HeldOut]:
+def _rooms(recipe: Recipe, ring: Settings, counts: Mapping[int, int], device: torch.device) -> tuple[Rooms, HeldOut]:
     """Rendered rooms, and scenes of other rooms."""
     workers = max(1, len(os.sched_getaffinity(0)) - 1)
     few = replace(ring, rooms=min(ring.rooms, HELD_OUT_ROOMS), hold=1000)

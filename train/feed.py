@@ -18,7 +18,6 @@ from train.batch import Batch
 from train.frames import Frames
 from train.stream import Settings, Stream
 
-
 FIELDS = [field.name for field in fields(Batch)]
 
 
@@ -84,8 +83,11 @@ class Own:
 
 
 def smaller(batch: Batch, factor: int) -> Batch:
-    """The same with sides divided by a whole factor. Depth is that of a pixel which stays, not a mean over an edge; the
-    picture is the mean around that pixel, and K tells where the pixel is: what a pixel shows is exactly at its depth."""
+    """The same with sides divided by a whole factor.
+
+    Depth is that of a pixel which stays, not a mean over an edge; the picture is the mean around that pixel, and K
+    tells where the pixel is: what a pixel shows is exactly at its depth.
+    """
     if factor == 1:
         return batch
     middle = factor // 2
@@ -174,5 +176,5 @@ class Feed:
                     batch = Batch(*(getattr(batch, name).pin_memory() for name in FIELDS))
                 self._ready.put((plan, batch.to(self._device, non_blocking=True)))
                 step += 1
-        except BaseException as error:  # noqa: BLE001 - raised where batches are asked for
+        except BaseException as error:  # raised where batches are asked for
             self._ready.put(error)

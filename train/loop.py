@@ -1,8 +1,8 @@
 """The training loop: one for CPU and GPU, for a network of our own and for fine-tuning.
 
 A run is a folder. `state.safetensors` holds all that the next step needs, written whole in one rename at least once a
-minute; `metrics.jsonl` a line for every few steps; `model.safetensors` the averaged weights, which is what a run is for.
-Every draw follows from the seed and the step's number, so a run that was cut goes on as if it had not been.
+minute; `metrics.jsonl` a line for every few steps; `model.safetensors` the averaged weights, which a run is for. Every
+draw follows from the seed and the step's number, so a run that was cut goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Recipe:
     decay: float = 0.4
     clip: float = 1.0
     average: float = 0.999
-    weights: Weights = Weights()
+    weights: Weights = field(default_factory=Weights)
     novel: int = 0
     """Views more a scene, which the network does not see: pictures that its Gaussians are to give."""
     bf16: bool = False
@@ -185,7 +185,12 @@ class Run:
         metrics = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         with metrics, _signals(self._told), Feed(self.source, self.plan, self.step, self.device) as feed:
             while self._stop is None and self.done(self.step) < 1:
-                plan, batch = feed.next()
+                try:
+                    plan, batch = feed.next()
+                except Exception:  # a signal to all of a terminal's processes ends those that make batches, too
+                    if self._stop is None:
+                        raise
+                    break
                 now = self.update(plan, batch)
                 pace.add(plan, self._work(plan))
                 if self.step % self.recipe.log_every == 0:
@@ -231,7 +236,8 @@ class Run:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * len(part) / len(batch)
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.clip)
-        now = {name: float(value) for name, value in sums.items()} | {"norm": float(norm)}
+        # In one go: a GPU is waited for once a step.
+        now = dict(zip((*sums, "norm"), torch.stack([*sums.values(), norm]).tolist(), strict=True))
         if math.isfinite(now["norm"]) and math.isfinite(now["loss"]):
             for optimiser in self.optimisers:
                 optimiser.step()

@@ -111,7 +111,7 @@ class Learner(nn.Module):
 
 
 def _poses(raw: Tensor) -> Tensor:
-    """Two columns and a translation (..., 9) to rigid transforms (..., 4, 4) (Zhou et al., arXiv 1812.07035, eq. 15)."""
+    """Two columns and a translation (..., 9) to rigid transforms (..., 4, 4); Zhou et al., arXiv 1812.07035, eq. 15."""
     x = F.normalize(raw[..., :3], dim=-1)
     y = F.normalize(raw[..., 3:6] - (x * raw[..., 3:6]).sum(-1, keepdim=True) * x, dim=-1)
     top = torch.stack([x, y, torch.linalg.cross(x, y), raw[..., 6:]], dim=-1)
