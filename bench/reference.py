@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.accuracy import FIRST_ROOM, FOCAL, FOLDER, WALK, geometric, photograph, point_errors, truth
+from bench.accuracy import FOLDER, geometric, point_errors
+from bench.sets import FIRST_ROOM, FOCAL, WALK, photograph, truth
 from model.classical.overlap import choose_reference
 from model.types import Float64, Views
 from train.render import Room, intrinsics

@@ -61,46 +61,47 @@ class Piece:
         return replace(self, solids=[moved(group, yaw, to) for group in self.solids if group], lights=lights)
 
 
-class Kit:
-    """The materials of one room and the tools to build with them. Every random choice comes from `rng`."""
+class Workshop:
+    """What rooms are furnished with: materials, tools to build with them, and the pieces that `train.scenes` asks for.
+
+    Every random choice comes from `rng`. side: pixels of a material's picture.
+    """
+
+    floor: int
+    white: int
+    walls: list[int]
+    """Textures of the room's shell; four walls."""
 
     def __init__(self, rng: np.random.Generator, side: int) -> None:
         self.rng = rng
         self.side = side
         self.textures: list[Texture] = []
-        brown = np.array([0.6, 0.42, 0.27])
-        # Darker and redder, or lighter and paler.
-        tone = [tuple(float(v) for v in brown ** rng.uniform(0.5, 1.7)) for _ in range(3)]
-        home = partial(materials.homely, rng)
-        self.woods = [self._add(materials.wood, 1, rng.uniform(0.9, 1.4), t) for t in tone]
-        self.fabrics = [self._add(materials.fabric, 1, rng.uniform(0.3, 0.6), home()) for _ in range(4)]
-        self.lacquers = [self._add(materials.plaster, 1, 1.5, home(), 0.4) for _ in range(2)]
-        self.metal = self._add(materials.metal, 0.5, 0.6, (0.55, 0.55, 0.57))
-        self.dark = self._add(materials.metal, 0.5, 0.6, (0.12, 0.12, 0.13))
-        self.stone = self._add(materials.stone, 1, 0.7, materials.hue(rng, (0.0, 0.2), (0.6, 0.9)))
-        self.leaf = self._add(materials.leaves, 0.25, 0)
-        self.spines = self._add(materials.spines, 2, 0)
-        self.pictures = [self._add(materials.painting, 1, 0) for _ in range(4)]
-        self.prints = [self._add(materials.print_sheet, 1, 0) for _ in range(3)]
-        self.rug = self._add(materials.rug, 1, 0)
-        self.sky = self._add(materials.outdoors, 0.5, 0)
-        self.white = self._add(materials.plaster, 0.5, 1.5, (0.93, 0.92, 0.9), 0.3)
-        kind = rng.integers(4)
-        if kind < 2:
-            self.floor = self._add(materials.wood, 2, 1.8, tuple(float(v) for v in brown * rng.uniform(0.7, 1.4)), 12)
-        elif kind == 2:
-            self.floor = self._add(materials.tiles, 1, 1.6, materials.hue(rng, (0.0, 0.15), (0.6, 0.9)), 4)
-        else:
-            self.floor = self._add(materials.carpet, 1, 0.8, home())
-        plain = self._add(materials.plaster, 1, 1.2, materials.hue(rng, (0.03, 0.2), (0.8, 0.95)), 0.5)
-        accent = [
-            (materials.brick, 0.9, (0.6, 0.33, 0.24)),
-            (materials.wallpaper, 1.1, home()),
-            (materials.plaster, 1.2, home(), 1.5),
-        ][rng.integers(3)]
-        self.walls = [plain, plain, plain, self._add(accent[0], 1, *accent[1:])]
 
-    def _add(self, make: Callable[..., UInt8], detail: float, metres: float, *arguments: object) -> int:
+    def along_walls(self) -> tuple[list[Callable[[], Piece]], list[Callable[[], Piece]]]:
+        """Makers of what stands at walls: those that come first, in any order, and those that fill what is left."""
+        raise NotImplementedError
+
+    def in_the_middle(self) -> list[Callable[[], Piece]]:
+        """Three makers of what stands free, the origin its middle."""
+        raise NotImplementedError
+
+    def window(self, w: float, h: float) -> Piece:
+        raise NotImplementedError
+
+    def door(self) -> Piece:
+        raise NotImplementedError
+
+    def picture(self, w: float, h: float) -> Piece:
+        raise NotImplementedError
+
+    def wall_board(self) -> Piece:
+        raise NotImplementedError
+
+    def pendant(self, height: float) -> Piece:
+        """A lamp that hangs from the ceiling `height` up; the frame's origin is on the floor below it."""
+        raise NotImplementedError
+
+    def add(self, make: Callable[..., UInt8], detail: float, metres: float, *arguments: object) -> int:
         """Draw a material with its own generator, so that a room's layout does not depend on `side`; its index."""
         image = make(self.rng.spawn(1)[0], int(self.side * detail), *arguments)
         self.textures.append(Texture(image, metres, materials.GLOSS.get(make, MATT)))
@@ -144,6 +145,51 @@ class Kit:
     def ball(self, x: float, y: float, z: float, radii: tuple[float, float, float], texture: int, **more: Any) -> Solid:
         low, high = (x - radii[0], y - radii[1], z - radii[2]), (x + radii[0], y + radii[1], z + radii[2])
         return self.solid(ELLIPSOID, low, high, texture, **more)
+
+
+class Kit(Workshop):
+    """One room's materials and furniture, as training sees them."""
+
+    def __init__(self, rng: np.random.Generator, side: int) -> None:
+        super().__init__(rng, side)
+        brown = np.array([0.6, 0.42, 0.27])
+        # Darker and redder, or lighter and paler.
+        tone = [tuple(float(v) for v in brown ** rng.uniform(0.5, 1.7)) for _ in range(3)]
+        home = partial(materials.homely, rng)
+        self.woods = [self.add(materials.wood, 1, rng.uniform(0.9, 1.4), t) for t in tone]
+        self.fabrics = [self.add(materials.fabric, 1, rng.uniform(0.3, 0.6), home()) for _ in range(4)]
+        self.lacquers = [self.add(materials.plaster, 1, 1.5, home(), 0.4) for _ in range(2)]
+        self.metal = self.add(materials.metal, 0.5, 0.6, (0.55, 0.55, 0.57))
+        self.dark = self.add(materials.metal, 0.5, 0.6, (0.12, 0.12, 0.13))
+        self.stone = self.add(materials.stone, 1, 0.7, materials.hue(rng, (0.0, 0.2), (0.6, 0.9)))
+        self.leaf = self.add(materials.leaves, 0.25, 0)
+        self.spines = self.add(materials.spines, 2, 0)
+        self.pictures = [self.add(materials.painting, 1, 0) for _ in range(4)]
+        self.prints = [self.add(materials.print_sheet, 1, 0) for _ in range(3)]
+        self.rug = self.add(materials.rug, 1, 0)
+        self.sky = self.add(materials.outdoors, 0.5, 0)
+        self.white = self.add(materials.plaster, 0.5, 1.5, (0.93, 0.92, 0.9), 0.3)
+        kind = rng.integers(4)
+        if kind < 2:
+            self.floor = self.add(materials.wood, 2, 1.8, tuple(float(v) for v in brown * rng.uniform(0.7, 1.4)), 12)
+        elif kind == 2:
+            self.floor = self.add(materials.tiles, 1, 1.6, materials.hue(rng, (0.0, 0.15), (0.6, 0.9)), 4)
+        else:
+            self.floor = self.add(materials.carpet, 1, 0.8, home())
+        plain = self.add(materials.plaster, 1, 1.2, materials.hue(rng, (0.03, 0.2), (0.8, 0.95)), 0.5)
+        accent = [
+            (materials.brick, 0.9, (0.6, 0.33, 0.24)),
+            (materials.wallpaper, 1.1, home()),
+            (materials.plaster, 1.2, home(), 1.5),
+        ][rng.integers(3)]
+        self.walls = [plain, plain, plain, self.add(accent[0], 1, *accent[1:])]
+
+    def along_walls(self) -> tuple[list[Callable[[], Piece]], list[Callable[[], Piece]]]:
+        first = [self.shelf, self.sofa, self.bed, self.wardrobe, self.desk, self.chest, self.shelf, self.plant]
+        return [*first, self.floor_lamp], [self.chest, self.shelf, self.plant]
+
+    def in_the_middle(self) -> list[Callable[[], Piece]]:
+        return [self.dining, self.dining, self.lounge]
 
     def tone(self) -> tuple[float, float, float]:
         return materials.homely(self.rng)
@@ -519,7 +565,6 @@ class Kit:
         )
 
     def pendant(self, height: float) -> Piece:
-        """A lamp that hangs from the ceiling `height` up; the frame's origin is on the floor below it."""
         z, warm = height - self.rng.uniform(0.5, 0.8), np.array([1.0, 0.87, 0.7])
         solids = [
             self.tube(0, 0, 0.006, z, height, self.dark),

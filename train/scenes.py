@@ -17,18 +17,26 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from model.types import Float64
-from train.furniture import Kit, Piece
+from train.furniture import Kit, Piece, Workshop
 from train.render import Room, build, cast, intrinsics, render
 
 
-def make_room(seed: int, *, texture_side: int = 1024, light_cell: float = 0.08, light_samples: int = 32) -> Room:
+def make_room(
+    seed: int,
+    *,
+    texture_side: int = 1024,
+    light_cell: float = 0.08,
+    light_samples: int = 32,
+    workshop: type[Workshop] = Kit,
+) -> Room:
     """A furnished room of 3.6 to 5.5 m by 3.4 to 4.8 m. The same seed and settings give the same room.
 
     texture_side: pixels of a material's picture, a power of two (256 is enough for views of about 200 pixels).
     light_cell, light_samples: see `render.build`; coarser is faster.
+    workshop: where materials and furniture come from.
     """
     rng = np.random.default_rng([seed, 0])
-    kit = Kit(rng, texture_side)
+    kit = workshop(rng, texture_side)
     width, depth, height = float(rng.uniform(3.6, 5.5)), float(rng.uniform(3.4, 4.8)), float(rng.uniform(2.4, 2.8))
     t = 0.1
     walls = list(rng.permutation(kit.walls))
@@ -54,8 +62,8 @@ def make_room(seed: int, *, texture_side: int = 1024, light_cell: float = 0.08, 
     sides = [(0.0, width, lambda s: (s, 0.0)), (math.pi / 2, depth, lambda s: (width, s))]
     sides += [(math.pi, width, lambda s: (width - s, depth)), (-math.pi / 2, depth, lambda s: (0.0, depth - s))]
     order = rng.permutation(4)
-    big = [kit.shelf, kit.sofa, kit.bed, kit.wardrobe, kit.desk, kit.chest, kit.shelf, kit.plant, kit.floor_lamp]
-    menu = [big[k] for k in rng.permutation(len(big))] + [kit.chest, kit.shelf, kit.plant]
+    first, more = kit.along_walls()
+    menu = [first[k] for k in rng.permutation(len(first))] + more
     for rank, index in enumerate(order):
         yaw, length, at = sides[index]
         low: list[tuple[float, float, float]] = []
@@ -97,14 +105,14 @@ def make_room(seed: int, *, texture_side: int = 1024, light_cell: float = 0.08, 
 
 
 def _centre(
-    kit: Kit,
+    kit: Workshop,
     rng: np.random.Generator,
     floor: tuple[float, float],
     taken: list[tuple[float, float, float, float]],
     place: Callable[[Piece, float, float, float], None],
 ) -> tuple[float, float]:
     """Put a table where the walls' furniture leaves room for one; its place, or else the room's middle."""
-    makers = [kit.dining, kit.dining, kit.lounge]
+    makers = kit.in_the_middle()
     for make in [makers[k] for k in rng.permutation(3)]:
         piece = make()
         for _ in range(12):
@@ -124,7 +132,7 @@ def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, f
 
 
 def _decorate(
-    kit: Kit,
+    kit: Workshop,
     rng: np.random.Generator,
     low: list[tuple[float, float, float]],
     length: float,

@@ -169,14 +169,14 @@ class Stream:
         return {"position": self.position, "room": self._next}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on where a stream of the same settings and seed was. The ring is filled anew."""
+        """Go on where a stream of the same settings and seed was. What the ring lacks for it is put in anew."""
         self.position = state["position"]
-        rooms = self.settings.rooms
-        held = self.settings.hold
-        self._forget()
-        self._sets = {}
-        # The draw before has put in the newest room that was due then; with its elders the next draw finds the same.
-        self._next = max(0, self.position - 1) // held if held else max(0, state["room"] - rooms)
+        hold, rooms = self.settings.hold, self.settings.rooms
+        first = self.position // hold if hold else max(0, state["room"] - rooms)
+        if not first <= self._next <= first + rooms:
+            self._forget()
+            self._sets = {}
+            self._next = first
 
     def close(self) -> None:
         """End the processes."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench import reference
-from bench.accuracy import FOCAL
+from bench.sets import FOCAL
 from train.render import intrinsics
 from train.scenes import make_cameras, make_room, overlap
 
