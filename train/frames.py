@@ -3,7 +3,7 @@
     frames = open_frames(Path("scans"))
     batch = frames.draw(seed=7, scenes=4, views=8, size=(224, 224))
 
-Layouts, of the folder itself or of every folder in it (each a scene of its own):
+Layouts, of the folder itself, or one for all folders in it, which are a scene each:
 
     ScanNet     color/*.jpg, depth/*.png (16 bit, mm), pose/*.txt (4 x 4), intrinsic/intrinsic_color.txt and
                 intrinsic_depth.txt, pixel centres at whole numbers
@@ -47,8 +47,8 @@ SAME_SURFACE = 0.05
 """Depths that differ by less than this share are of one surface: on the coarse grid a pixel spans centimetres."""
 STARTS, CANDIDATES = 24, 48
 """How many first views of a set are tried, and for each how many frames near what it sees."""
-REMEMBERED = 20_000
-"""Coarse depth maps, some 8 kB each."""
+KEPT_BYTES = 2 << 30
+"""Of views in memory, so that they are decoded once: some 6,000 of 224 x 224 pixels, or 200,000 coarse ones."""
 MOST_BYTES = 256 << 20
 """Of a text, model or depth map; a larger one is none."""
 
@@ -97,6 +97,25 @@ class Posed:
         return self.depth > 0
 
 
+class Kept:
+    """Views as they were read, while they fit: draws are at random, so none is better kept than another."""
+
+    def __init__(self) -> None:
+        self._views: dict[tuple[Path, Path, tuple[int, int], bool], Posed] = {}
+        self._bytes = 0
+
+    def read(self, frame: Frame, size: tuple[int, int], picture: bool) -> Posed:
+        key = (frame.image, frame.depth, size, picture)
+        view = self._views.get(key)
+        if view is None:
+            view = read(frame, size, picture=picture)
+            more = view.rgb.nbytes + view.depth.nbytes
+            if self._bytes + more <= KEPT_BYTES:
+                self._views[key] = view
+                self._bytes += more
+        return view
+
+
 @dataclass(frozen=True)
 class Frames:
     """The frames of every scene, in the order they were taken."""
@@ -105,7 +124,7 @@ class Frames:
     layout: str
     """Its name, one of LAYOUTS."""
     scenes: tuple[tuple[Frame, ...], ...]
-    _coarse: dict[tuple[Path, int, int], Posed] = field(default_factory=dict, repr=False, compare=False)
+    _kept: Kept = field(default_factory=Kept, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Of all scenes."""
@@ -119,7 +138,7 @@ class Frames:
         else:
             kept = len(self) - max(2, round(share * len(self)))
             parts = (self.scenes[0][:kept],), (self.scenes[0][kept:],)
-        return tuple(replace(self, scenes=part, _coarse={}) for part in parts)
+        return tuple(replace(self, scenes=part, _kept=Kept()) for part in parts)
 
     def draw(
         self,
@@ -131,7 +150,7 @@ class Frames:
     ) -> Batch:
         """`scenes` sets of `views` views of (width, height), each of one scene; the same for the same seed."""
         sets = [self.choose([seed, index], views, size, overlap) for index in range(scenes)]
-        return collate([[read(frame, size) for frame in chosen] for chosen in sets])
+        return collate([[self._kept.read(frame, size, True) for frame in chosen] for chosen in sets])
 
     def choose(
         self, seed: int | Sequence[int], views: int, size: tuple[int, int], overlap: tuple[float, float] = (0.25, 0.9)
@@ -139,10 +158,10 @@ class Frames:
         """Frames of one scene, each of which shares between `overlap` of its crop to `size` with the earlier one that
         it shares most with (`shared`). Raises FramesError where such were not found."""
         rng = np.random.default_rng(seed)
-        small = tuple(max(1, round(side * COARSE / max(size))) for side in size)
+        width, height = (max(1, round(side * COARSE / max(size))) for side in size)
         for _ in range(STARTS):
             scene = self.scenes[rng.integers(len(self.scenes))]
-            chosen = self._around(scene, rng, views, small, overlap)
+            chosen = self._around(scene, rng, views, (width, height), overlap)
             if len(chosen) == views:
                 return chosen
         raise FramesError(f"{self.folder}: found no {views} views that share {overlap[0]:.0%} to {overlap[1]:.0%}")
@@ -152,11 +171,11 @@ class Frames:
         scene: tuple[Frame, ...],
         rng: np.random.Generator,
         views: int,
-        size: tuple[int, ...],
+        size: tuple[int, int],
         overlap: tuple[float, float],
     ) -> list[Frame]:
         first = scene[rng.integers(len(scene))]
-        depth = self._small(first, size).depth
+        depth = self._kept.read(first, size, False).depth
         if not depth.any():
             return []
         # Who looks at the same place comes first, more or less.
@@ -169,19 +188,11 @@ class Frames:
         for index in order[:CANDIDATES]:
             if len(chosen) == views:
                 break
-            candidate = self._small(scene[index], size)
-            most = max(shared(candidate, self._small(frame, size)) for frame in chosen)
+            candidate = self._kept.read(scene[index], size, False)
+            most = max(shared(candidate, self._kept.read(frame, size, False)) for frame in chosen)
             if scene[index] is not first and overlap[0] <= most <= overlap[1]:
                 chosen.append(scene[index])
         return chosen
-
-    def _small(self, frame: Frame, size: tuple[int, ...]) -> Posed:
-        key = (frame.depth, *size)
-        if key not in self._coarse:
-            if len(self._coarse) >= REMEMBERED:
-                self._coarse.clear()
-            self._coarse[key] = read(frame, size, picture=False)
-        return self._coarse[key]
 
 
 def open_frames(folder: Path) -> Frames:
@@ -272,7 +283,8 @@ def read(frame: Frame, size: tuple[int, int], *, picture: bool = True) -> Posed:
     x = (np.arange(width) + 0.5 - width / 2) * pixel / K[0, 0] * K_depth[0, 0] + K_depth[0, 2]
     y = (np.arange(height) + 0.5 - height / 2) * pixel / K[1, 1] * K_depth[1, 1] + K_depth[1, 2]
     known = ((y >= 0) & (y < whole.shape[0]))[:, None] & (x >= 0) & (x < whole.shape[1])
-    column, row = (at.clip(0, side - 1).astype(int) for at, side in ((x, whole.shape[1]), (y, whole.shape[0])))
+    # The least bit further: a place right between two pixels is in the second one, however it was rounded.
+    column, row = ((at + 1e-6).clip(0, side - 1).astype(int) for at, side in ((x, whole.shape[1]), (y, whole.shape[0])))
     depth = np.where(known, whole[row[:, None], column], 0).astype(np.float32)
     own = np.array([[K[0, 0] / pixel, 0, width / 2], [0, K[1, 1] / pixel, height / 2], [0, 0, 1]])
     return Posed(rgb, depth, own, frame.camera_to_world)

@@ -333,7 +333,7 @@ def evaluate(points: Tensor, truth: Tensor, valid: Tensor, *, normalised: bool) 
     by_view = torch.where(valid, distance, 0).sum((-2, -1)) / valid.sum((-2, -1)).clamp_min(1)
     clouds = ((one[ok].cpu().numpy(), two[ok].cpu().numpy()) for one, two, ok in zip(points, truth, valid))
     chamfer = [_nearest_squares(one, two) + _nearest_squares(two, one) for one, two in clouds]
-    return SetErrors(by_view.clamp_max(WORST_ERROR), torch.tensor(chamfer))
+    return SetErrors(by_view.clamp_max(WORST_ERROR), torch.tensor(chamfer, device=by_view.device))
 
 
 def _nearest_squares(of: np.ndarray, among: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from train.batch import rigid_inverse
 NEAR = 0.01
 """A Gaussian nearer than this along the camera's axis is not drawn, in scene units."""
 PAIRS_AT_ONCE = 1 << 22
-"""About 150 bytes each while slopes are wanted: above it rows are drawn in bands, and drawn again for their slopes."""
+"""200 bytes each are kept for their slopes: above it rows are drawn in bands, and drawn again for their slopes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,9 @@ def rasterise(
     go to all tensor arguments; the order in depth, and which pixels a Gaussian reaches, have none.
     """
     fields = (centres, scale, rotation, opacity, colour, camera_to_world, intrinsics)
-    if centres.is_cuda and importlib.util.find_spec("gsplat"):
-        return by_gsplat(*fields, size, low_pass=low_pass)
+    by = by_gsplat if centres.is_cuda and importlib.util.find_spec("gsplat") else by_pairs
     with torch.autocast(centres.device.type, enabled=False):
-        return by_pairs(*fields, size, low_pass=low_pass)
+        return by(*fields, size, low_pass=low_pass)
 
 
 def by_gsplat(
@@ -112,8 +111,8 @@ def by_pairs(
     *,
     low_pass: float = LOW_PASS,
 ) -> Drawn:
-    """`rasterise` here. Memory: some 150 bytes a pair of a pixel and a Gaussian that reaches it, PAIRS_AT_ONCE or those
-    of one row of pixels at a time."""
+    """`rasterise` here. Memory: some hundred bytes a Gaussian and view, and 200 a pair of a pixel and a Gaussian that
+    reaches it, PAIRS_AT_ONCE or those of one row of pixels at a time."""
     height, width = size
     scenes, views = camera_to_world.shape[:2]
     flat, depth = _flatten(centres, scale, rotation, camera_to_world, intrinsics, low_pass)
@@ -132,7 +131,9 @@ def by_pairs(
     parts = []
     for top, bottom in bands:
         if len(bands) > 1:
-            parts.append(checkpoint(_compose, splats, boxes, top, bottom, size, use_reentrant=False))
+            parts.append(
+                checkpoint(_compose, splats, boxes, top, bottom, size, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             parts.append(_compose(splats, boxes, top, bottom, size))
     sent = torch.cat(parts).unflatten(0, (scenes, views, height, width))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 from PIL import Image
-from scipy.spatial.transform import Rotation
 
 from train.batch import moved
 from train.frames import LAYOUTS, FramesError, collate, open_frames, read, shared
@@ -83,47 +84,30 @@ def write_nerfstudio(folder: Path, seen: list[Rendered], poses: np.ndarray) -> N
     put(folder / "transforms.json", json.dumps(lens | {"camera_model": "OPENCV", "frames": listed}))
 
 
-def colmap_poses(poses: np.ndarray) -> list[tuple[float, ...]]:
-    """Quaternion w x y z and translation, world to camera."""
-    back = np.linalg.inv(poses)
-    return [(*Rotation.from_matrix(pose[:3, :3]).as_quat(scalar_first=True), *pose[:3, 3]) for pose in back]
-
-
-def write_colmap_depth(folder: Path, seen: list[Rendered]) -> None:
-    for index, one in enumerate(seen):
-        put(folder / "images" / "walk" / f"{index}.png", one.rgb)
-        put(folder / "depth" / "walk" / f"{index}.npy", np.where(one.valid, one.depth, np.nan))
-
-
-def write_colmap_text(folder: Path, seen: list[Rendered], poses: np.ndarray) -> None:
-    write_colmap_depth(folder, seen)
-    lines = ["# Image list with two lines of data per image:"]
-    for index, values in enumerate(colmap_poses(poses)):
-        lines += [f"{index + 1} {' '.join(map(repr, map(float, values)))} 1 walk/{index}.png", "3.5 4.5 -1 6.0 7.0 12"]
-    put(folder / "sparse" / "images.txt", "\n".join(lines) + "\n")
-    put(
-        folder / "sparse" / "cameras.txt",
-        f"# x\n1 PINHOLE {SIZE[0]} {SIZE[1]} {K[0, 0]} {K[1, 1]} {K[0, 2]} {K[1, 2]}\n",
-    )
-
-
-def write_colmap_binary(folder: Path, seen: list[Rendered], poses: np.ndarray) -> None:
-    write_colmap_depth(folder, seen)
-    images = struct.pack("<Q", len(poses))
-    for index, values in enumerate(colmap_poses(poses)):
-        images += struct.pack("<i7di", index + 1, *values, 9) + f"walk/{index}.png\0".encode()
-        images += struct.pack("<Q", 2) + struct.pack("<ddqddq", 3.5, 4.5, -1, 6, 7, 12)
-    put(folder / "sparse" / "0" / "images.bin", images)
-    cameras = struct.pack("<QiiQQ3d", 1, 9, 0, *SIZE, K[0, 0], K[0, 2], K[1, 2])
-    put(folder / "sparse" / "0" / "cameras.bin", cameras)
+def write_colmap(folder: Path, seen: list[Rendered], poses: np.ndarray, *, text: bool) -> None:
+    """By COLMAP itself."""
+    model = pycolmap.Reconstruction()
+    lens = {"model": "PINHOLE", "params": [K[0, 0], K[1, 1], *K[:2, 2]]} if text else {"model": "SIMPLE_PINHOLE"}
+    lens.setdefault("params", [K[0, 0], *K[:2, 2]])
+    model.add_camera_with_trivial_rig(pycolmap.Camera(camera_id=9, width=SIZE[0], height=SIZE[1], **lens))
+    for index, (one, pose) in enumerate(zip(seen, np.linalg.inv(poses), strict=True)):
+        name = f"walk/{index} of {len(seen)}"
+        put(folder / "images" / f"{name}.png", one.rgb)
+        put(folder / "depth" / f"{name}.npy", np.where(one.valid, one.depth, np.nan))
+        marks = [pycolmap.Point2D(np.array([3.5, 4.5]))] * (index % 3)
+        image = pycolmap.Image(image_id=index + 1, name=f"{name}.png", camera_id=9, points2D=marks)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
+    target = folder / "sparse" if text else folder / "sparse" / "0"
+    target.mkdir(parents=True)
+    (model.write_text if text else model.write)(target)
 
 
 WRITERS: dict[str, tuple[str, Write, float]] = {
     "scannet": ("ScanNet", write_scannet, 6e-4),
     "seven_scenes": ("7-Scenes", write_seven_scenes, 6e-4),
     "nerfstudio": ("nerfstudio", write_nerfstudio, 6e-4),
-    "colmap_text": ("COLMAP", write_colmap_text, 1e-5),
-    "colmap_binary": ("COLMAP", write_colmap_binary, 1e-5),
+    "colmap_text": ("COLMAP", partial(write_colmap, text=True), 1e-5),
+    "colmap_binary": ("COLMAP", partial(write_colmap, text=False), 1e-5),
 }
 """Its layout, who writes it, and how far in metres depth may be off: it is in millimetres, or exact."""
 
@@ -194,6 +178,8 @@ def test_intrinsics_follow_a_resized_picture(tmp_path, seen, walk):
         half.save(path)
     view = read(open_frames(tmp_path).scenes[0][0], (24, 18))
     np.testing.assert_allclose(view.intrinsics, np.diag([0.5, 0.5, 1]) @ K)
+    # The depth map is as large as before: a pixel's centre is a corner between four of its.
+    np.testing.assert_allclose(view.depth, seen[0].depth[1::2, 1::2], atol=6e-4)
 
 
 def test_lost_tracking_and_lone_files_are_left_out(tmp_path, seen, walk):
@@ -233,7 +219,7 @@ def test_numbers_sort_as_numbers(tmp_path, seen, walk):
 
 
 def test_sets_share_what_is_asked_for(tmp_path, seen, walk, plain_room):
-    write_colmap_binary(tmp_path, seen, walk)
+    write_colmap(tmp_path, seen, walk, text=False)
     frames = open_frames(tmp_path)
     low, high = 0.4, 0.85
     starts = set()
@@ -250,7 +236,7 @@ def test_sets_share_what_is_asked_for(tmp_path, seen, walk, plain_room):
 
 
 def test_what_two_views_share(tmp_path, seen, walk, plain_room):
-    write_colmap_text(tmp_path, seen, walk)
+    write_colmap(tmp_path, seen, walk, text=True)
     one, two, *_ = (read(frame, SIZE) for frame in open_frames(tmp_path).scenes[0])
     assert shared(one, one) == 1
     # Once more, through the room itself: a point is shared where nothing hides it from the other camera.
@@ -282,6 +268,21 @@ def test_a_seed_gives_one_batch(tmp_path, seen, walk):
     assert not torch.equal(one.images[0], one.images[1])
     assert one.images.abs().max() <= 1
     assert one.valid.equal(one.depth > 0)
+
+
+def test_what_fits_is_decoded_once(tmp_path, seen, walk, monkeypatch):
+    write_seven_scenes(tmp_path, seen, walk)
+    frames, forgetful = open_frames(tmp_path), open_frames(tmp_path)
+    first = frames.draw(1, 2, 3, (32, 32))
+    with monkeypatch.context() as patched:
+        patched.setattr("train.frames.KEPT_BYTES", 20_000)
+        torch.testing.assert_close(forgetful.draw(1, 2, 3, (32, 32)).images, first.images, rtol=0, atol=0)
+        assert forgetful._kept._bytes <= 20_000
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    torch.testing.assert_close(frames.draw(1, 2, 3, (32, 32)).images, first.images, rtol=0, atol=0)
+    with pytest.raises(FramesError, match="not a picture"):
+        forgetful.draw(1, 2, 3, (32, 32))
 
 
 # ---------------------------------------------------------------- ill will
@@ -345,11 +346,11 @@ BROKEN: dict[str, tuple[str, str, bytes, str]] = {
     "a list": ("nerfstudio", "transforms.json", b"[1]", "not what nerfstudio writes"),
     "a deep JSON": ("nerfstudio", "transforms.json", b"[" * 100_000, "not what nerfstudio writes"),
     "distortion": ("nerfstudio", "transforms.json", b'{"k1": 0.1, "frames": [{}]}', "undistort"),
-    "an unknown model": ("colmap_text", "sparse/cameras.txt", b"1 OPENCV 48 36 1 1 1 1 0 0 0 0", "of model OPENCV"),
-    "a short camera": ("colmap_text", "sparse/cameras.txt", b"1 PINHOLE 48 36", "not what COLMAP writes"),
-    "a missing camera": ("colmap_text", "sparse/images.txt", b"1 1 0 0 0 0 0 0 7 walk/0.png", "not what COLMAP writes"),
+    "an unknown model": ("colmap_text", "sparse/cameras.txt", b"9 OPENCV 48 36 1 1 1 1 0 0 0 0", "of model OPENCV"),
+    "a short camera": ("colmap_text", "sparse/cameras.txt", b"9 PINHOLE 48 36", "not what COLMAP writes"),
+    "a missing camera": ("colmap_text", "sparse/images.txt", b"1 1 0 0 0 0 0 0 7 walk/0 of 3.png", "not what COLMAP"),
     "a short image": ("colmap_text", "sparse/images.txt", b"1 1 0 0 0 0 0 0", "not what COLMAP writes"),
-    "no rotation": ("colmap_text", "sparse/images.txt", b"1 0 0 0 0 0 0 0 1 walk/0.png", "not what COLMAP writes"),
+    "no rotation": ("colmap_text", "sparse/images.txt", b"1 0 0 0 0 0 0 0 9 walk/0 of 3.png", "not what COLMAP writes"),
     "a cut file": ("colmap_binary", "sparse/0/images.bin", b"\x09" + bytes(40), "not what COLMAP writes"),
     "a vast count": ("colmap_binary", "sparse/0/images.bin", b"\xff" * 8 + bytes(80), "not what COLMAP writes"),
     "a nameless image": ("colmap_binary", "sparse/0/images.bin", b"\x01" + bytes(7) + b"\x01" * 90, "not what COLMAP"),
@@ -391,16 +392,16 @@ SPOILT: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     "another size": (
         "scannet", "color/0.jpg", lambda path: put(path, np.zeros((200, 300, 3), np.uint8)), "not those of its camera",
     ),
-    "half an array": ("colmap_text", "depth/walk/0.npy", truncated, "not an array"),
-    "an array that promises": ("colmap_text", "depth/walk/0.npy", promising, "not an array"),
+    "half an array": ("colmap_text", "depth/walk/0 of 2.npy", truncated, "not an array"),
+    "an array that promises": ("colmap_text", "depth/walk/0 of 2.npy", promising, "not an array"),
     "an array of objects": (
-        "colmap_text", "depth/walk/0.npy", lambda path: put(path, np.array([{}, []], object)), "not an array",
+        "colmap_text", "depth/walk/0 of 2.npy", lambda path: put(path, np.array([{}, []], object)), "not an array",
     ),
     "an array of colours": (
-        "colmap_text", "depth/walk/0.npy", lambda path: put(path, np.zeros((36, 48, 3))), "not a depth map",
+        "colmap_text", "depth/walk/0 of 2.npy", lambda path: put(path, np.zeros((36, 48, 3))), "not a depth map",
     ),
     "an array of words": (
-        "colmap_text", "depth/walk/0.npy", lambda path: put(path, np.full((36, 48), "x")), "not a depth map",
+        "colmap_text", "depth/walk/0 of 2.npy", lambda path: put(path, np.full((36, 48), "x")), "not a depth map",
     ),
 }  # fmt: skip
 
