@@ -7,7 +7,7 @@ the shared tensors are there twice, and export and service need to know nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -87,8 +87,8 @@ class Learner(nn.Module):
             nn.init.zeros_(last.bias)
         with torch.no_grad():  # no turn: columns x and y of the identity
             self.camera[-1].bias[[1, 5]] = 1
-        for head in (network.reference_head, network.head):  # as upstream: points bear no rounding to 8 bits
-            head.forward = torch.autocast("cuda", enabled=False)(torch.autocast("cpu", enabled=False)(head.forward))
+        for head in (network.reference_head, network.head):
+            head.forward = _in_float32(head.forward)
         self._tokens: Tensor | None = None
         network.decoder.register_forward_hook(self._keep)
 
@@ -108,6 +108,16 @@ class Learner(nn.Module):
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:  # noqa: ARG002
         self._tokens = tokens
+
+
+def _in_float32(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """A head that computes so under autocast, as upstream's do: points bear no rounding to 8 bits."""
+
+    def wide(tokens: Tensor, images: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+        with torch.autocast(tokens.device.type, enabled=False):
+            return forward(tokens.float(), images.float(), grid)
+
+    return wide
 
 
 def _poses(raw: Tensor) -> Tensor:

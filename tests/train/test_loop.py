@@ -289,6 +289,19 @@ def test_a_closed_gate_ends_the_run(tmp_path):
     assert make_run(tmp_path / "open", replace(recipe, gate=-1.0)).train() == "the budget is spent"
 
 
+def test_bfloat16_rounds_blocks_and_no_heads(tmp_path):
+    exact, rounded = make_run(tmp_path / "1"), make_run(tmp_path / "2", replace(STEPS, bf16=True))
+    plan, batch = exact.plan(0), box_room(3, exact.plan(0).views, 0)
+    one, two = exact.update(plan, batch), rounded.update(plan, batch)
+    assert one["loss"] == pytest.approx(two["loss"], rel=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = rounded.learner(batch.images, plan.references)
+    for field in (answer.output.points, answer.output.confidence, answer.camera_to_reference, answer.log_depth):
+        assert field.dtype == torch.float32
+    finest = answer.output.points.detach()
+    assert not torch.equal(finest, finest.bfloat16().float())
+
+
 def test_a_cut_step_has_the_same_gradient(tmp_path):
     """Parts of a step add up, but for batch statistics, which each part has of its own."""
     whole = make_run(tmp_path / "1", replace(STEPS, stages=(Stage(1, SIDE, 2, 2, 8),)))
