@@ -40,7 +40,7 @@ OWN_RECIPE = Recipe(
     gate_after=5.0,
 )
 FINE_TUNING = Recipe(
-    stages=(Stage(0.6, 224, 2, 4, 16), Stage(0.4, 224, 2, 8, 16)),
+    stages=(Stage(0.6, 224, 2, 4, 16, parts=2), Stage(0.4, 224, 2, 8, 16, parts=2)),
     muon=0.0,
     adamw=5e-5,
     weight_decay=0.05,
@@ -48,6 +48,8 @@ FINE_TUNING = Recipe(
 )
 RING = Settings(side=224, views=8, rooms=3000, hold=0)
 """Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory."""
+RING_BESIDE = replace(RING, rooms=1000)
+"""Beside a released network, which needs the memory."""
 RING_OF_CPU = replace(RING, rooms=48)
 SMALL_RING = Settings(
     side=64,
@@ -120,6 +122,7 @@ def main(
     split_mb: Annotated[
         float | None, typer.Option(help="Also write the weights in parts of at most so many MB.")
     ] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Compile nothing, on a GPU too.")] = False,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="The whole course, small, in under two minutes.")
     ] = False,
@@ -131,7 +134,7 @@ def main(
     if minutes is not None or steps is not None:
         recipe = replace(recipe, minutes=minutes)
     if where.type == "cuda":
-        recipe = replace(recipe, bf16=True, compiled=True)
+        recipe = replace(recipe, bf16=True, compiled=not eager)
         torch.set_float32_matmul_precision("high")
     else:
         recipe = on_cpu(recipe)
@@ -143,7 +146,9 @@ def main(
     rendered: Rooms | None = None
     try:
         network = _network(start_from, paths, seed, small=rehearse)
-        ring = SMALL_RING if rehearse else RING if where.type == "cuda" else RING_OF_CPU
+        ring = RING_OF_CPU if where.type == "cpu" else RING_BESIDE if start_from else RING
+        if rehearse:
+            ring = SMALL_RING
         own_frames = [open_frames(folder).split() for folder in frames or []]
         counts = FEW_HELD_OUT if rehearse else HELD_OUT
         if rooms or not own_frames:
