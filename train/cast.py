@@ -29,6 +29,8 @@ _NOTHING = (1 << 63) - 1
 """A hit is one integer, the bits of its (positive) distance above its solid's index: the smallest is the nearest."""
 BUDGET = {"cpu": 1 << 17, "cuda": 1 << 25}
 """Numbers in one temporary of the intersection: what lies in a core's cache, or fills a GPU."""
+BRIGHTEST = 1.5
+"""Of what is mirrored, 1 being white."""
 
 
 @dataclass(frozen=True)
@@ -414,7 +416,10 @@ def _mirrored(
         strength *= (towards * normal).sum(-1) > 0
         if flat:
             strength *= (towards @ facing) < 0
-        total += strength[:, None] * colour * (math.pi / area)
+        # As bright as it is seen itself: pictures do not show how much brighter a window is than white.
+        radiance = colour * (math.pi / area)
+        radiance = radiance * (BRIGHTEST / scenery.exposure / radiance.max().clamp(min=1e-9)).clamp(max=1)
+        total += strength[:, None] * radiance
     fresnel = share + (1 - share) * (1 - slant) ** 5 * (1 - rough / 0.6).clamp(min=0)
     bright = (lit[shiny].mean(-1) * scenery.exposure / 0.3).clamp(max=1) ** 2
     out[shiny] = total * (fresnel * bright)[:, None]

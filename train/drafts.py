@@ -67,6 +67,7 @@ def draft(settings: Settings, seed: int, index: int) -> Draft:
             texture_side=settings.texture_side,
             light_cell=settings.light_cell,
             light_samples=settings.light_samples,
+            varied=True,
         )
         for _ in range(4):
             poses, fields = _walks(room, rng, settings)

@@ -85,6 +85,10 @@ class Workshop:
         """Three makers of what stands free, the origin its middle."""
         raise NotImplementedError
 
+    def things(self, x0: float, x1: float, y0: float, y1: float, z: float, room_above: float = 1.0) -> list[Solid]:
+        """A few things side by side on a top that spans [x0, x1] x [y0, y1] at height z."""
+        raise NotImplementedError
+
     def window(self, w: float, h: float) -> Piece:
         raise NotImplementedError
 
@@ -289,7 +293,6 @@ class Kit(Workshop):
         ]
 
     def things(self, x0: float, x1: float, y0: float, y1: float, z: float, room_above: float = 1.0) -> list[Solid]:
-        """A few things side by side on a top that spans [x0, x1] x [y0, y1] at height z."""
         makers: list[Callable[[float, float, float], list[Solid]]] = [
             self.pile,
             self.mug,

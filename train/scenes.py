@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image
 
 from model.types import Float64
 from train.furniture import Kit, Piece, Workshop
-from train.render import Room, build, cast, intrinsics, render
+from train.render import Light, Room, Solid, build, cast, intrinsics, render
 
 
 def make_room(
@@ -28,16 +29,22 @@ def make_room(
     light_cell: float = 0.08,
     light_samples: int = 32,
     workshop: type[Workshop] = Kit,
+    varied: bool = False,
 ) -> Room:
     """A furnished room of 3.6 to 5.5 m by 3.4 to 4.8 m. The same seed and settings give the same room.
 
     texture_side: pixels of a material's picture, a power of two (256 is enough for views of about 200 pixels).
     light_cell, light_samples: see `render.build`; coarser is faster.
     workshop: where materials and furniture come from.
+    varied: as training needs them: 3 to 6.5 m by 3 to 6 m, some with corners cut off, pillars or beams, furniture that
+        stands free and askew, things on the floor, every lamp and window as bright as it happens to be, or at night.
     """
     rng = np.random.default_rng([seed, 0])
     kit = workshop(rng, texture_side)
     width, depth, height = float(rng.uniform(3.6, 5.5)), float(rng.uniform(3.4, 4.8)), float(rng.uniform(2.4, 2.8))
+    luck = np.random.default_rng([seed, 2])
+    if varied:
+        width, depth, height = (float(v) for v in luck.uniform((3.0, 3.0, 2.35), (6.5, 6.0, 3.2)))
     t = 0.1
     walls = list(rng.permutation(kit.walls))
     shell = [
@@ -57,6 +64,9 @@ def make_room(
         placed = piece.moved(yaw, (x, y, z))
         groups.extend(placed.solids)
         lights.extend(placed.lights)
+
+    if varied:
+        _build_in(kit, luck, (width, depth, height), groups, taken)
 
     # The walls by the yaw that turns a piece's +y into the room: south, east, north, west.
     sides = [(0.0, width, lambda s: (s, 0.0)), (math.pi / 2, depth, lambda s: (width, s))]
@@ -101,6 +111,9 @@ def make_room(
 
     middle = _centre(kit, rng, (width, depth), taken, place)
     place(kit.pendant(height), 0.0, *middle)
+    if varied:
+        _strew(kit, luck, (width, depth), taken, place)
+        groups, lights = _lit(luck, groups, lights)
     return build(groups, kit.textures, lights, (width, depth, height), cell=light_cell, samples=light_samples)
 
 
@@ -124,6 +137,88 @@ def _centre(
                 place(piece, (math.pi / 2 if turned else 0.0) + float(rng.normal(0, 0.05)), x, y)
                 return x, y
     return floor[0] / 2, floor[1] / 2
+
+
+def _build_in(
+    kit: Workshop,
+    luck: np.random.Generator,
+    size: tuple[float, float, float],
+    groups: list[list[Solid]],
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Cut off a corner of the room, put up pillars, draw beams below the ceiling: each in some rooms."""
+    width, depth, height = size
+    if luck.uniform() < 0.4:
+        w, d = luck.uniform(0.12, 0.33) * width, luck.uniform(0.12, 0.33) * depth
+        x, y = (0.0 if luck.uniform() < 0.5 else side - cut for side, cut in ((width, w), (depth, d)))
+        taken.append((x, y, x + w, y + d))
+        groups.append([kit.box(x, x + w, y, y + d, 0, height, kit.walls[luck.integers(4)])])
+    for _ in range(int(luck.choice([0, 0, 1, 2]))):
+        (x, y), r = luck.uniform(0.2, 0.8, 2) * (width, depth), luck.uniform(0.1, 0.22)
+        taken.append((x - r, y - r, x + r, y + r))
+        wall = kit.walls[luck.integers(4)]
+        round_one = luck.uniform() < 0.5
+        groups.append(
+            [kit.tube(x, y, r, 0, height, wall) if round_one else kit.box(x - r, x + r, y - r, y + r, 0, height, wall)]
+        )
+    if luck.uniform() < 0.25:
+        thick, timber = luck.uniform(0.06, 0.14), kit.floor
+        beams = np.arange(luck.uniform(0.2, 0.8), depth, luck.uniform(0.6, 1.2))
+        groups += [[kit.box(0, width, y, y + thick, height - 1.4 * thick, height, timber)] for y in beams]
+
+
+def _strew(
+    kit: Workshop,
+    luck: np.random.Generator,
+    floor: tuple[float, float],
+    taken: list[tuple[float, float, float, float]],
+    place: Callable[[Piece, float, float, float], None],
+) -> None:
+    """Furniture that stands free, turned as it was left, and things on the floor, where there is room for them."""
+    first, more = kit.along_walls()
+    for _ in range(luck.integers(5)):
+        piece, yaw = (first + more)[luck.integers(len(first + more))](), float(luck.uniform(0, 2 * math.pi))
+        c, s = math.cos(yaw), math.sin(yaw)
+        corners = np.array([[x, y] for x in (-piece.width / 2, piece.width / 2) for y in (0, piece.depth)])
+        corners = corners @ [[c, s], [-s, c]]
+        for _ in range(8):
+            at = luck.uniform(0.3, np.array(floor) - 0.3)
+            box = (*(corners.min(0) + at), *(corners.max(0) + at))
+            within = min(box[:2]) > 0.05 and box[2] < floor[0] - 0.05 and box[3] < floor[1] - 0.05
+            if within and not any(_meets(box, other) for other in taken):
+                place(piece, yaw, float(at[0]), float(at[1]))
+                taken.append(box)
+                break
+    for _ in range(luck.integers(4)):
+        x, y = (float(v) for v in luck.uniform(0.4, np.array(floor) - 0.4))
+        if not any(_meets((x - 0.2, y - 0.2, x + 0.2, y + 0.2), other) for other in taken):
+            place(Piece([kit.things(-0.3, 0.3, -0.2, 0.2, 0.0)], 0.6, 0.4, 0.3), float(luck.uniform(0, 6.28)), x, y)
+
+
+def _lit(
+    luck: np.random.Generator, groups: list[list[Solid]], lights: list[Light]
+) -> tuple[list[list[Solid]], list[Light]]:
+    """The same room at another hour, some lamps off, and in other tints."""
+    night, day = luck.uniform() < 0.2, luck.uniform(0.5, 1.4)
+    shining = []
+    for light in lights:
+        from_window = bool(light.normal.any())
+        strength = (0.02 if night else day) if from_window else luck.uniform(0.5, 1.5) * (night or luck.uniform() < 0.7)
+        shining.append(replace(light, colour=light.colour * strength * np.exp(luck.normal(0, 0.05, 3))))
+    changed = []
+    for group in groups:
+        tint = np.exp(luck.normal(0, 0.08, 3))
+        changed.append(
+            [
+                replace(
+                    solid,
+                    tint=tuple(float(v) for v in tint * solid.tint) if solid.emission == 0 else solid.tint,
+                    emission=solid.emission * (0.04 if night and solid.emission == 1 else 1.0),
+                )
+                for solid in group
+            ]
+        )
+    return changed, shining
 
 
 def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

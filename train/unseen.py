@@ -323,7 +323,7 @@ class Storeroom(Workshop):
             self.disc(x, y + 0.027, z + r, r * 0.88, 0.006, self.white),
         ]
 
-    def clutter(self, x0: float, x1: float, y0: float, y1: float, z: float) -> list[Solid]:
+    def things(self, x0: float, x1: float, y0: float, y1: float, z: float, room_above: float = 1.0) -> list[Solid]:  # noqa: ARG002
         makers = [self.bottle, self.blocks, self.balls, self.plates, self.lantern, self.clock]
         out, x = [], x0 + float(self.rng.uniform(0.1, 0.2))
         while x < x1 - 0.1:
@@ -356,7 +356,7 @@ class Storeroom(Workshop):
             self.tube(sink, 0.1, 0.014, h, h + 0.28, self.steel),
             self.box(sink - 0.012, sink + 0.012, 0.1, 0.28, h + 0.27, h + 0.29, self.steel),
         ]
-        return Piece([body, tap, self.clutter(-w / 2 + 0.6, sink - 0.25, 0.05, d - 0.1, h)], w, d, h + 0.55)
+        return Piece([body, tap, self.things(-w / 2 + 0.6, sink - 0.25, 0.05, d - 0.1, h)], w, d, h + 0.55)
 
     def fridge(self) -> Piece:
         tint, h = loud(self.rng), float(self.rng.uniform(1.5, 1.9))
@@ -371,7 +371,7 @@ class Storeroom(Workshop):
             self.box(x, x + 0.12, 0.64, 0.643, z, z + 0.15, self.pick(self.posters))
             for x, z in zip(self.rng.uniform(-0.28, 0.1, 4), self.rng.uniform(0.9, h - 0.2, 4))
         ]
-        return Piece([body, note, self.clutter(-0.3, 0.3, 0.1, 0.5, h)], 0.68, 0.66, h + 0.2)
+        return Piece([body, note, self.things(-0.3, 0.3, 0.1, 0.5, h)], 0.68, 0.66, h + 0.2)
 
     def piano(self) -> Piece:
         body = [
@@ -386,7 +386,7 @@ class Storeroom(Workshop):
             self.tube(0, 0.95, 0.17, 0.46, 0.52, self.pick(self.cloths)),
             self.tube(0, 0.95, 0.04, 0, 0.46, self.steel),
         ]
-        return Piece([body, stool, self.clutter(-0.7, 0.7, 0.0, 0.35, 1.24)], 1.55, 1.0, 1.4)
+        return Piece([body, stool, self.things(-0.7, 0.7, 0.0, 0.35, 1.24)], 1.55, 1.0, 1.4)
 
     def hearth(self) -> Piece:
         stone = self.pick(self.paints)
@@ -401,7 +401,7 @@ class Storeroom(Workshop):
         logs = []
         for x, z in ((-0.18, 0.09), (0.02, 0.09), (0.2, 0.09), (-0.08, 0.23), (0.11, 0.23)):
             logs.append(self.disc(x, 0.17, z, 0.075, 0.28, self.boards[1]))
-        return Piece([body, logs, self.clutter(-0.75, -0.45, 0.05, 0.4, 1.01)], 1.5, 0.45, 2.2)
+        return Piece([body, logs, self.things(-0.75, -0.45, 0.05, 0.4, 1.01)], 1.5, 0.45, 2.2)
 
     def screen(self) -> Piece:
         """A television on a low board with loudspeakers."""
@@ -468,7 +468,7 @@ class Storeroom(Workshop):
             )
             solids.append(band)
             z += h
-        return Piece([solids, self.clutter(-0.15, 0.2, 0.2, 0.5, z)], 0.85, 0.62, z + 0.2)
+        return Piece([solids, self.things(-0.15, 0.2, 0.2, 0.5, z)], 0.85, 0.62, z + 0.2)
 
     def ladder_shelf(self) -> Piece:
         lean = tilt_by(0.16)
@@ -478,7 +478,7 @@ class Storeroom(Workshop):
             z = 0.35 + 0.42 * k
             deep = 0.36 - 0.07 * k
             rails.append(self.box(-0.4, 0.4, 0.02, deep, z, z + 0.025, self.pick(self.paints)))
-            groups.append(self.clutter(-0.4, 0.4, 0.0, deep, z + 0.025))
+            groups.append(self.things(-0.4, 0.4, 0.0, deep, z + 0.025))
         return Piece(groups, 0.85, 0.4, 1.9)
 
     def barrel(self) -> Piece:
@@ -495,7 +495,7 @@ class Storeroom(Workshop):
             for k in range(5)
         ]
         hoops = [self.tube(0, 0.35, r * 1.14, h * z, h * z + 0.03, self.steel) for z in (0.25, 0.7)]
-        return Piece([[*staves, *hoops], self.clutter(-r, r, 0.3, 0.4, h)], 0.7, 0.7, h)
+        return Piece([[*staves, *hoops], self.things(-r, r, 0.3, 0.4, h)], 0.7, 0.7, h)
 
     # ------------------------------------------------------------ elsewhere
 
@@ -516,7 +516,7 @@ class Storeroom(Workshop):
                 self.tube(a, b, 0.012, 0.01, 0.42, self.black) for a, b in ((0.12, 0.0), (-0.06, 0.1), (-0.06, -0.1))
             ]
             stools += moved(seat, angle, (far * math.cos(angle), far * math.sin(angle), 0))
-        on_it = self.clutter(-r * 0.75, r * 0.75, -r * 0.4, 0.05, h) + self.clutter(-r * 0.6, r * 0.6, 0.1, r * 0.5, h)
+        on_it = self.things(-r * 0.75, r * 0.75, -r * 0.4, 0.05, h) + self.things(-r * 0.6, r * 0.6, 0.1, r * 0.5, h)
         return Piece([[mat], table, stools, on_it], 2 * r, 2 * r, h)
 
     def bench(self) -> Piece:
@@ -532,7 +532,7 @@ class Storeroom(Workshop):
             for x in (-0.68, 0.68)
             for y in (-0.24, 0.24)
         ]
-        return Piece([top, self.clutter(-w / 2, w / 2, -d / 2, d / 2, h)], w, d, h)
+        return Piece([top, self.things(-w / 2, w / 2, -d / 2, d / 2, h)], w, d, h)
 
     def door(self) -> Piece:
         """A sliding door of boards on a rail."""
@@ -585,7 +585,7 @@ class Storeroom(Workshop):
             for z in np.arange(open_to, h, 0.07)
         ]
         sill = [self.box(-w / 2 - 0.05, w / 2 + 0.05, 0, 0.22, -0.06, -0.03, self.pick(self.boards))]
-        sill += self.clutter(-w / 2, w / 2, 0.04, 0.2, -0.03)
+        sill += self.things(-w / 2, w / 2, 0.04, 0.2, -0.03)
         day = np.array([1.0, 0.93, 0.82]) * w * h * 1.2
         light = Light(
             np.array([0, 0.03, h / 2]), np.array([w / 2, 0, 0]), np.array([0, 0, h / 2]), np.array([0.0, 1.0, 0.0]), day

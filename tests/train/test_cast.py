@@ -63,7 +63,7 @@ def test_a_lamp_is_mirrored_where_geometry_says():
     floor = Solid(BOX, np.array([0, 0, -0.1]), np.array([3, 3, 0.1]), 0, np.eye(3))
     pose, K = look_at(np.array([0, -1.0, 1.5]), np.zeros(3)), intrinsics((64, 64))
     excess = []
-    for gloss in ((0.05, 0.1), (0.0, 0.5)):
+    for gloss in ((0.5, 0.1), (0.0, 0.5)):
         room = build([[floor]], [Texture(np.full((4, 4, 3), 120, np.uint8), 1.0, gloss)], [bulb], (1, 1, 1), bounces=0)
         with_gloss, without = (
             cast.render(cast.upload(room, "cpu"), *tensors(pose[None], K), (64, 64), gloss=on)[0][0].mean(-1)
@@ -74,6 +74,21 @@ def test_a_lamp_is_mirrored_where_geometry_says():
     assert excess[0][31:33, 31:33].mean() > 0.2
     assert excess[0][:, :8].max() < 0.02
     assert excess[1].abs().max() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
+def test_a_gpu_sees_the_same(plain_room, walk):
+    poses, K = tensors(walk[:2], intrinsics(SIZE))
+    torch.backends.cuda.matmul.allow_tf32 = True  # as training has it
+    try:
+        there = cast.render(cast.upload(plain_room, "cuda"), poses, K, SIZE)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    light, depth = (field.cpu() for field in there)
+    here = cast.render(cast.upload(plain_room, "cpu"), poses, K, SIZE)
+    assert ((depth / here[1] - 1).abs() < 1e-4).float().mean() > 0.999
+    assert ((cast.tone(light) - cast.tone(here[0])).abs() < 0.01).float().mean() > 0.99
 
 
 def test_matmul_settings_and_autocast_leave_depth_exact(plain_room, walk):

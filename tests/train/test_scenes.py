@@ -39,6 +39,23 @@ def test_furniture_stands_in_the_room(plain_room):
     assert (plain_room.light >= 0).all()
 
 
+def test_varied_rooms_differ_in_more_and_are_whole():
+    coarse = {"texture_side": 16, "light_cell": 2.0, "light_samples": 1}
+    rooms = [scenes.make_room(seed, varied=True, **coarse) for seed in range(8)]
+    size = np.array([room.size for room in rooms])
+    assert (size.min(0) >= (3, 3, 2.35)).all()
+    assert (np.ptp(size, axis=0) > (1, 1, 0.3)).all()
+    for room in rooms:
+        assert (room.light >= 0).all()
+        assert room.light.mean() > 0
+        assert (room.scene.bounds[:, :3].min(0) > -0.4).all()
+        assert (room.scene.bounds[:, 3:].max(0) < np.array(room.size) + 0.4).all()
+    # At night windows show next to nothing, by day they are as bright as white.
+    glass = [room.exposure * room.scene.emission.max() for room in rooms]
+    assert min(glass) < 0.9 < max(glass)
+    np.testing.assert_array_equal(rooms[0].light, scenes.make_room(0, varied=True, **coarse).light)
+
+
 @pytest.mark.parametrize("views", [2, 12])
 def test_walk(plain_room, views):
     poses = scenes.make_cameras(plain_room, views, 5)

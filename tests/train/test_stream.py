@@ -109,7 +109,7 @@ def test_sets_that_cannot_be_are_left_out():
 def test_cameras_stand_upright_in_free_places(made):
     poses = made.camera_to_world
     assert all(scenes.free(made.room, pose[:3, 3]) for pose in poses)
-    assert (poses[:, 2, 1] < -0.5).all(), "the camera's y axis points down in a world with z up"
+    assert (poses[:, 2, 1] < -0.3).all(), "the camera's y axis points down in a world with z up"
     assert poses[:, 2, 3].std() > 0.01
 
 
