@@ -156,8 +156,8 @@ def camera_loss(
     focal (B, N), pixels of the images, > 0; camera_to_reference (B, N, 4, 4), in the network's own scale; size (B,):
     the mean distance of the scene in that scale, which the network's points have (`mean_distance`).
     The reference's own pose is known and does not count. Translations are compared by direction and, divided by the
-    scene's size, by length: after VGGT (arXiv 2503.11651, sec. 3.3: cameras beside points, the truth normalised) and
-    Reloc3r (arXiv 2412.08376: direction apart from length), here with each part in a norm of its own.
+    scene's size, by length: after VGGT (arXiv 2503.11651: cameras beside points, the truth normalised) and Reloc3r
+    (arXiv 2412.08376: direction apart from length), here with each part in a norm of its own.
     """
     true_focal = batch.intrinsics[..., (0, 1), (0, 1)].mean(-1)
     true = times(batch.to_camera(reference), batch.camera_to_world)
@@ -184,7 +184,7 @@ def camera_loss(
 def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
     """Scalar: the variance of log_depth - log depth over each scene, so that one factor a scene is free.
 
-    log_depth, depth (B, N, H, W): along z of each view's own camera. Eigen et al., arXiv 1406.2283, eq. 2 to 4 with
+    log_depth, depth (B, N, H, W): along z of each view's own camera. Eigen et al., arXiv 1406.2283, eq. 4 with
     lambda = 1, over all views of a scene together, which share their unknown factor.
     """
     difference = torch.where(valid, _wide(log_depth), 0) - torch.where(valid, _wide(depth), 1).log()
@@ -221,7 +221,7 @@ class RenderingLoss:
 def rendering_loss(
     output: NetworkOutput, inputs: Batch, targets: Batch, reference: int | Tensor = 0, *, background: float = 1.0
 ) -> RenderingLoss:
-    """How unlike a network's Gaussians are to pictures of the same scenes from other places (MV-DUSt3R, sec. 3.3).
+    """How unlike a network's Gaussians are to pictures of the same scenes from other places (MV-DUSt3R).
 
     output: of one path, fields (B, N, ...), in the camera frame of inputs' view `reference`, raw scales. inputs
     (B, N) is what the network saw: a Gaussian takes its pixel's colour. targets (B, V) are views in the same world.
@@ -321,7 +321,7 @@ def aligned(points: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
 
 
 def evaluate(points: Tensor, truth: Tensor, valid: Tensor, *, normalised: bool) -> SetErrors:
-    """ND, DAc and CD (MV-DUSt3R, arXiv 2412.06974, tables 2 and 3) of S sets of N views, `aligned`.
+    """ND, DAc and CD (MV-DUSt3R, arXiv 2412.06974) of S sets of N views, `aligned`.
 
     points, truth (S, N, H, W, 3) in the reference camera's frame; valid (S, N, H, W), at least one pixel a set.
     normalised: divide lengths by the truth's mean distance from the reference camera, as the paper's tables are said to

@@ -115,7 +115,7 @@ def by_pairs(
     reaches it, PAIRS_AT_ONCE or those of one row of pixels at a time."""
     height, width = size
     scenes, views = camera_to_world.shape[:2]
-    flat, depth = _flatten(centres, scale, rotation, camera_to_world, intrinsics, low_pass)
+    flat, variances, depth = _flatten(centres, scale, rotation, camera_to_world, intrinsics, low_pass)
     shape = (scenes, views, centres.shape[1])
     with torch.no_grad():
         x, y = (flat[..., k] * 2 / side - 1 for k, side in ((0, width), (1, height)))
@@ -126,7 +126,7 @@ def by_pairs(
     flat, depth = flat.flatten(0, 2)[chosen], depth.flatten()[chosen]
     looks = torch.cat([opacity[..., None], colour], dim=-1)[:, None].expand(*shape, 4).flatten(0, 2)[chosen]
     splats = torch.cat([flat, looks, depth[:, None]], dim=1)
-    boxes = _boxes(splats, chosen // shape[2] * height, size)
+    boxes = _boxes(splats, variances.flatten(0, 2)[chosen], chosen // shape[2] * height, size)
     bands = _bands(boxes, scenes * views * height)
     parts = []
     for top, bottom in bands:
@@ -143,9 +143,9 @@ def by_pairs(
 
 def _flatten(
     centres: Tensor, scale: Tensor, rotation: Tensor, camera_to_world: Tensor, intrinsics: Tensor, low_pass: float
-) -> tuple[Tensor, Tensor]:
-    """(B, V, P, 5) Gaussians as they lie in the picture: the centre in pixels and the inverse covariance's xx, xy, yy;
-    and their depth (B, V, P). Of no meaning where the depth is not positive."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussians as they lie in the picture: (B, V, P, 5) the centre in pixels and the inverse covariance's xx, xy, yy;
+    (B, V, P, 2) variances along the picture's axes; and (B, V, P) depth. Of no meaning where that is below NEAR."""
     # By hand, as geometry must not go through TF32 (`train.batch`).
     into = rigid_inverse(camera_to_world)[:, :, None]
     rows, at = into[..., :3, :3], centres[:, None, :, None]
@@ -159,22 +159,22 @@ def _flatten(
         for k, f, side in ((0, fx, x), (1, fy, y))
     )
     right, down = (sum(slope[..., j, None] * half[..., j, :] for j in range(3)) for slope in slopes)
-    xx, xy, yy = (right * right).sum(-1) + low_pass, (right * down).sum(-1), (down * down).sum(-1) + low_pass
-    determinant = xx * yy - xy * xy
-    flat = torch.stack(
-        [fx * x / z + cx, fy * y / z + cy, yy / determinant, -xy / determinant, xx / determinant], dim=-1
-    )
-    return flat, depth
+    xx, xy, yy = (right * right).sum(-1), (right * down).sum(-1), (down * down).sum(-1)
+    # As a sum of what is not negative: of a long thin Gaussian the usual difference would be rounding alone.
+    area = torch.linalg.cross(right, down).square().sum(-1)
+    determinant = area + low_pass * (xx + yy + low_pass)
+    inverse = (yy + low_pass) / determinant, -xy / determinant, (xx + low_pass) / determinant
+    flat = torch.stack([fx * x / z + cx, fy * y / z + cy, *inverse], dim=-1)
+    return flat, torch.stack([xx, yy], dim=-1) + low_pass, depth
 
 
 @torch.no_grad()
-def _boxes(splats: Tensor, first_row: Tensor, size: tuple[int, int]) -> Tensor:
+def _boxes(splats: Tensor, variances: Tensor, first_row: Tensor, size: tuple[int, int]) -> Tensor:
     """(G, 5) int64 pixels that each of the splats covers by FAINTEST or more: left, right, top, bottom, in the tall
     picture and past the end; and its picture's first row. Where there are none, the box is empty."""
     height, width = size
-    x, y, xx, xy, yy, opacity = splats[:, :6].unbind(1)
-    reach = 2 * (opacity / FAINTEST).log() / (xx * yy - xy * xy)
-    across, down = (reach * yy).sqrt(), (reach * xx).sqrt()
+    x, y, opacity = splats[:, 0], splats[:, 1], splats[:, 5]
+    across, down = (2 * (opacity / FAINTEST).log()[:, None] * variances).sqrt().unbind(1)
     left, top = (x - across - 0.5).ceil().clamp(0, width), (y - down - 0.5).ceil().clamp(0, height)
     right = (x + across - 0.5).floor().add(1).clamp(0, width).maximum(left)
     bottom = (y + down - 0.5).floor().add(1).clamp(0, height).maximum(top)

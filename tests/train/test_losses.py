@@ -51,7 +51,7 @@ def batch(plain_room: Room, walk: np.ndarray) -> Batch:
 def test_every_path_is_what_the_network_answers_for_that_reference(config, references):
     """Path m of all is the one path of a forward pass with references[m] first."""
     network = tiny_network(config)
-    images = torch.rand(2, 4, 3, 32, 48) * 2 - 1
+    images = torch.rand(2, 4, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         every = network.every_path(images, references)
         for path, reference in enumerate(references):

@@ -147,6 +147,17 @@ def test_float32_is_near_float64():
     assert (coarse.colour - exact.colour).abs().quantile(0.99) < 1e-4
 
 
+def test_a_long_thin_gaussian_keeps_its_width():
+    """A needle as long as the picture, aslant: in float32 as in float64."""
+    fields = one((0, 0, 4), 0.9, (1, 0, 0))
+    fields[1] = torch.tensor([1e-4, 3e3, 1e-4], dtype=torch.float64)[None, None]
+    fields[2] = torch.from_numpy(Rotation.from_euler("z", 30, degrees=True).as_quat(scalar_first=True))[None, None]
+    exact = rasterise(*fields, STILL, K[None, None], SIZE)
+    coarse = rasterise(*(x.float() for x in fields), STILL.float(), K[None, None].float(), SIZE)
+    assert 0.02 < exact.alpha.mean() < 0.1
+    assert (coarse.alpha - exact.alpha).abs().max() < 0.01
+
+
 def test_nothing_to_see():
     fields, (poses, lenses) = gaussians(5), cameras(2)
     behind = rasterise(fields[0] * torch.tensor([1, 1, -1]), *fields[1:], poses, lenses, SIZE)
