@@ -155,6 +155,7 @@ def main(
             rendered, held_out = _rooms(recipe, ring, counts, where)
         source: Source | None = rendered
         if own_frames:
+            recipe = _within(recipe, Own([train for train, _ in own_frames], seed))
             source, held_out = _with_frames(recipe, own_frames, counts, rendered, rooms)
         run = Run(out, network, recipe, source, held_out, device=where, say=_say, started=STARTED)
         reason = run.train()
@@ -191,6 +192,20 @@ def _rooms(recipe: Recipe, ring: Settings, counts: Mapping[int, int], device: to
     with closing(Rooms(few, recipe.seed + HELD_OUT_SEED, device, workers=workers)) as rooms:
         held_out = _drawn(rooms, recipe, counts)
     return Rooms(ring, recipe.seed, device, workers=workers), held_out
+
+
+def _within(recipe: Recipe, frames: Own) -> Recipe:
+    """The recipe with no more views a scene than the frames have sets of."""
+    most = max(stage.most for stage in recipe.stages) + recipe.novel
+    while most > 2 + recipe.novel:
+        try:
+            frames.batch(0, 4, most, recipe.stages[0].side)
+            break
+        except FramesError as error:
+            most -= 1
+            _say(f"{error}: trains with {most} views a scene at most")
+    views = most - recipe.novel
+    return replace(recipe, stages=tuple(replace(stage, most=min(stage.most, views)) for stage in recipe.stages))
 
 
 def _with_frames(

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Protocol
@@ -15,9 +16,11 @@ import torch
 from torch.nn import functional as F
 
 from train.batch import Batch
-from train.frames import Frames
+from train.frames import Frames, FramesError
 from train.stream import Settings, Stream
 
+TRIES = 8
+"""Sets of frames that are looked for in place of one that there is not."""
 FIELDS = [field.name for field in fields(Batch)]
 
 
@@ -51,7 +54,8 @@ class Rooms:
 
     def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
         if position != self._stream.position:
-            self._stream.restore(self._stream.state() | {"position": position})
+            # A ring that is filled as rooms get ready has taken one a draw at most: those that follow are new.
+            self._stream.restore({"position": position, "room": position + self._stream.settings.rooms})
         batch = self._stream.draw(scenes, views)
         factor, rest = divmod(self._stream.settings.side, side)
         if rest:
@@ -70,16 +74,17 @@ class Own:
     seed: int = 0
 
     def batch(self, position: int, scenes: int, views: int, side: int) -> Batch:
+        """Raises FramesError where a set was not found, or not read, at `TRIES` tries."""
         sizes = np.array([len(frames) for frames in self.folders])
         rng = np.random.default_rng([self.seed, position])
-        counts = rng.multinomial(scenes, sizes / sizes.sum())
-        return joined(
-            [
-                frames.draw(int(rng.integers(1 << 62)), int(count), views, (side, side))
-                for frames, count in zip(self.folders, counts, strict=True)
-                if count
-            ]
-        )
+        drawn = rng.choice(len(sizes), size=scenes, p=sizes / sizes.sum())
+        return joined([self._one(self.folders[folder], rng, views, side) for folder in drawn])
+
+    def _one(self, frames: Frames, rng: np.random.Generator, views: int, side: int) -> Batch:
+        for _ in range(TRIES - 1):
+            with suppress(FramesError):
+                return frames.draw(int(rng.integers(1 << 62)), 1, views, (side, side))
+        return frames.draw(int(rng.integers(1 << 62)), 1, views, (side, side))
 
 
 def smaller(batch: Batch, factor: int) -> Batch:

@@ -175,8 +175,11 @@ class Run:
 
     def train(self) -> str:
         """Train until the budget is spent, the gate closes or a signal says so; why it ended. Writes the folder."""
+        self.figures.pop("after", None)
         if "before" not in self.figures:
             self._judge("before")
+        if "gate" in self.figures:
+            self._check_gate()
         peak = matmul_peak(self.device, bf16=self.recipe.bf16)
         self.say(f"{self.device.type}: {peak / 1e12:.3g} TFLOP/s in a large {self._precision} product")
         saved = judged = self.seconds
@@ -349,7 +352,9 @@ class Run:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
 
     def write_model(self) -> Path:
         """Write the averaged weights, matrices in float16, as `model.load` and `scenelift models add` read them."""

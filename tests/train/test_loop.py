@@ -24,8 +24,8 @@ from model.mvdust3r import MVDUSt3R
 from tests.tiny import TINY_CONFIG, TINY_PAIRS, tiny_network, tiny_pair_network
 from train import optimise, parts
 from train.__main__ import app
-from train.batch import Batch
-from train.feed import Feed, Mixed, Plan
+from train.batch import Batch, moved
+from train.feed import Feed, Mixed, Plan, smaller
 from train.loop import METRICS_FILE, MODEL_FILE, STATE_FILE, Recipe, Run, Stage, StateError
 from train.network import Learner, from_dust3r, multiply_adds, own, start
 
@@ -213,6 +213,20 @@ def test_mixed_sources_give_their_shares_and_the_same_at_every_call():
     assert torch.equal(mixed.batch(3, 8, 2, SIDE).depth, drawn[3])
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+def test_smaller_pictures_are_as_exact(factor):
+    """Every pixel's point lies on the box still, and its colour is about what the box is painted with there."""
+    whole = box_room(2, 3, 0, 96)
+    batch = smaller(whole, factor)
+    assert batch.images.shape == (2, 3, 3, 96 // factor, 96 // factor)
+    place = moved(batch.rays() * batch.depth[..., None], batch.camera_to_world)
+    torch.testing.assert_close(place.abs().amax(-1), torch.full_like(batch.depth, 2.0), rtol=1e-4, atol=1e-4)
+    finer = moved(whole.rays() * whole.depth[..., None], whole.camera_to_world)
+    middle = factor // 2
+    torch.testing.assert_close(place, finer[..., middle::factor, middle::factor, :], rtol=1e-4, atol=1e-4)
+    assert (batch.images - whole.images[..., middle::factor, middle::factor]).abs().mean() < 0.01
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -286,6 +300,7 @@ def test_a_closed_gate_ends_the_run(tmp_path):
     assert "the gate: RTA@15 at N = 2" in run.train()
     assert run.step == 1
     assert (tmp_path / MODEL_FILE).exists()
+    assert "the gate" in make_run(tmp_path, recipe).train()  # once more changes nothing
     assert make_run(tmp_path / "open", replace(recipe, gate=-1.0)).train() == "the budget is spent"
 
 
@@ -310,6 +325,22 @@ def test_a_cut_step_has_the_same_gradient(tmp_path):
     one, two = whole.update(plan, batch), cut.update(plan, batch)
     assert one["loss"] == pytest.approx(two["loss"], rel=0.02)
     assert one["norm"] == pytest.approx(two["norm"], rel=0.05)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_trains_compiled_and_goes_on(tmp_path):
+    recipe = replace(STEPS, bf16=True, compiled=True)
+    network = own(replace(SMALL, encoder_width=128, decoder_width=128))
+    first = make_run(tmp_path, replace(recipe, steps=4), network, device="cuda")
+    first.train()
+    second = make_run(tmp_path, recipe, own(replace(SMALL, encoder_width=128, decoder_width=128)), device="cuda")
+    assert second.step == 4
+    second.train()
+    assert second.skipped == 0
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert len(losses) == 6
+    assert all(np.isfinite(losses))
+    model.load(tmp_path / MODEL_FILE)
 
 
 SCRIPT = """
