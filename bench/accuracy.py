@@ -431,7 +431,10 @@ def report(records: Sequence[dict[str, Any]], out: Path) -> None:
     rows = summarise(records)
     document = {"setting": setting, "summary": rows, "records": list(records)}
     (out / "accuracy.json").write_text(json.dumps(document, indent=1) + "\n")
-    parts = ["# Accuracy", "`python -m bench.accuracy`; definitions in `bench/accuracy.py`. Means over sets of photos."]
+    parts = [
+        "# Accuracy",
+        "`python -m bench.accuracy`; definitions in `bench/accuracy.py`. Means over rooms; empty: not measured.",
+    ]
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
         parts += [f"## {TITLES.get(name, name)}", table(mine, CAMERAS), table(mine, SCENE)]

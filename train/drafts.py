@@ -7,8 +7,12 @@ start fast and stay small.
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from model.types import Float64
@@ -79,6 +83,14 @@ def draft(settings: Settings, seed: int, index: int) -> Draft:
     raise ValueError("these settings give no set of views in any room")
 
 
+def settle() -> None:
+    """Make a process of the background one core's, and end it when its parent is gone, however that went."""
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def intrinsics(fields: Float64, side: int) -> Float64:
     """(V, 3, 3) K of square pictures with fields of view (V,) in degrees from border to border."""
     K = np.zeros((len(fields), 3, 3))
@@ -142,7 +154,9 @@ def overlaps(room: Room, camera_to_world: Float64, fields: Float64) -> Float64:
     shots = [cast(room, pose, k, (COARSE, COARSE)) for pose, k in zip(camera_to_world, K)]
     points = np.stack([points.reshape(-1, 3) for points, _, _ in shots]).astype(np.float64)
     depth = np.stack([depth for _, _, depth in shots])
-    local = np.einsum("vpwi,wij->vpwj", points[:, :, None] - camera_to_world[:, :3, 3], camera_to_world[:, :3, :3])
+    # One product a view: its camera's frame, of all points.
+    turned = [(points.reshape(-1, 3) - pose[:3, 3]) @ pose[:3, :3] for pose in camera_to_world]
+    local = np.stack(turned, axis=1).reshape(len(K), -1, len(K), 3)
     z = np.maximum(local[..., 2], 1e-6)
     x, y = (K[:, 0, 0] * local[..., k] / z + COARSE / 2 for k in (0, 1))
     inside = (local[..., 2] > 0.05) & (x >= 0) & (x < COARSE) & (y >= 0) & (y < COARSE)

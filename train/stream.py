@@ -6,26 +6,31 @@ batch is gathered from the ring, each scene from a room of its own choice, while
 
     stream = Stream(Settings(side=112, rooms=64), seed=0, device="cuda", workers=14)
     batch = stream.draw(scenes=256, views=4)
+
+To see what training sees: python -m train.stream sheet.jpg
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from model.types import Float64
 from train import cast
 from train.batch import Batch
-from train.drafts import Draft, Settings, draft
+from train.drafts import Draft, Settings, draft, settle
 
 
 def develop(light: Tensor, rng: np.random.Generator) -> Tensor:
@@ -169,9 +174,12 @@ class Stream:
         return {"position": self.position, "room": self._next}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on where a stream of the same settings and seed was. What the ring lacks for it is put in anew."""
+        """Go on where a stream of the same settings and seed was. What the ring lacks for it is put in anew; without
+        `hold`, a ring that has any rooms lacks none."""
         self.position = state["position"]
         hold, rooms = self.settings.hold, self.settings.rooms
+        if not hold and self._sets:
+            return
         first = self.position // hold if hold else max(0, state["room"] - rooms)
         if not first <= self._next <= first + rooms:
             self._forget()
@@ -222,7 +230,7 @@ class Stream:
         """Keep every process busy, and another room waiting for each."""
         if self._workers and self._pool is None:
             # Not forked: the parent has threads and maybe a GPU.
-            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"), settle)
         while self._pool is not None and len(self._drafts) < 2 * self._workers:
             index = self._next + len(self._drafts)
             self._drafts.append(self._pool.submit(draft, self.settings, self.seed, index))
@@ -238,3 +246,22 @@ class Stream:
         self._depth[place] = depth
         self._K[place], self._poses[place] = K, poses
         self._sets[place] = made.sets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a sheet of sets of views, one a row, from the stream.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sets", type=int, default=6)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--side", type=int, default=112)
+    arguments = parser.parse_args()
+    settings = Settings(side=arguments.side, views=arguments.views, rooms=arguments.sets, views_per_room=24)
+    with Stream(settings, arguments.seed, "cpu") as stream:
+        batch = stream.draw(arguments.sets, arguments.views)
+    sheet = batch.images.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray(((sheet + 1) * 127.5).to(torch.uint8).numpy()).save(arguments.file, quality=85)
+
+
+if __name__ == "__main__":
+    main()

@@ -176,6 +176,27 @@ def test_a_network_gets_its_crops_and_its_cameras_are_solved(place):
     assert accuracy.points_of(prediction, place)["within_5"] == 1
 
 
+def test_models_are_opened_as_the_service_opens_them(place, tmp_path, monkeypatch):
+    points, _ = place.truth(np.array([[80.0, 0, 560, 480]] * 2), (64, 64))
+    opened = []
+
+    def open_model(folder: Path, **_: object) -> Squares:
+        opened.append(folder)
+        return Squares(points.astype(np.float32))
+
+    monkeypatch.setattr(accuracy, "open_model", open_model)
+    monkeypatch.setattr(accuracy.Registry, "open", lambda registry, name: open_model(registry._folder / name))
+    (tmp_path / "mine").mkdir()
+    for name in (str(tmp_path / "mine"), "theirs"):
+        found, prediction = accuracy.served(name, tmp_path)(place.photos)
+        assert len(found) == 2
+        assert accuracy.points_of(prediction, place)["covered"] == 1
+    assert opened == [tmp_path / "mine", tmp_path / "theirs"]
+    monkeypatch.undo()
+    with pytest.raises(KeyError):
+        accuracy.served("none-of-that-name", tmp_path)
+
+
 def test_no_answer_is_wrong(place):
     class Nothing(Squares):
         def run(self, *_: object) -> list[Prediction | ReconstructionError]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -140,16 +141,26 @@ def test_a_draw_depends_on_seed_and_number_alone(drafted):
 
 
 def test_without_hold_it_takes_what_is_ready(drafted):
-    with Stream(dataclasses.replace(SMALL, hold=0, rooms=3), 5, "cpu") as photos:
-        seen = [set(photos.draw(16, 2).camera_to_world[:, 0, 3, 0].int().tolist()) for _ in range(5)]
+    free = dataclasses.replace(SMALL, hold=0, rooms=3)
+    with Stream(free, 5, "cpu") as photos:
+        seen = [set(photos.draw(32, 2).camera_to_world[:, 0, 3, 0].int().tolist()) for _ in range(5)]
+        state = photos.state()
+        photos.restore({"position": 70, "room": 90})
+        assert set(photos.draw(32, 2).camera_to_world[:, 0, 3, 0].int().tolist()) == {3, 4, 5}
     assert seen[0] == {0}
     assert seen[4] == {2, 3, 4}
+    # Elsewhere it starts from what was there last.
+    with Stream(free, 5, "cpu") as photos:
+        photos.restore(state)
+        assert photos.draw(8, 2).camera_to_world[:, 0, 3, 0].unique() == 2
 
 
 @pytest.mark.slow
 def test_processes_draft_the_same_rooms():
     with Stream(SMALL, 3, "cpu") as alone, Stream(SMALL, 3, "cpu", workers=1) as helped:
         torch.testing.assert_close(alone.draw(2, 3).images, helped.draw(2, 3).images)
+        assert len(multiprocessing.active_children()) == 1
+    assert not multiprocessing.active_children()
 
 
 def test_photos_differ_from_the_exact_picture_as_photos_do(made):
