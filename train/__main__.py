@@ -46,8 +46,8 @@ FINE_TUNING = Recipe(
     weight_decay=0.05,
     warm_up=200,
 )
-RING = Settings(side=224, views=8, rooms=3000, hold=0)
-"""Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory."""
+RING = Settings(side=224, views=8, rooms=3000, hold=0, supersample=1)
+"""Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory. One ray a pixel: what is halved for a smaller side has four."""
 RING_BESIDE = replace(RING, rooms=1000)
 """Beside a released network, which needs the memory."""
 RING_OF_CPU = replace(RING, rooms=48)
@@ -64,7 +64,7 @@ SMALL_RING = Settings(
 )
 HELD_OUT = {2: 64, 4: 24, 8: 8}
 """Scenes that a network is judged on, by view count."""
-FEW_HELD_OUT = {2: 16, 4: 8}
+FEW_HELD_OUT = {2: 12, 4: 6}
 """In a rehearsal."""
 HELD_OUT_ROOMS, HELD_OUT_SEED = 32, 1_000_003
 """How many rooms they are of, and what is added to the seed: rooms of another seed are other rooms."""
