@@ -47,7 +47,7 @@ FINE_TUNING = Recipe(
     warm_up=200,
 )
 RING = Settings(side=224, views=8, rooms=3000, hold=0, supersample=1)
-"""Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory. One ray a pixel: what is halved for a smaller side has four."""
+"""Of a GPU: 3,000 rooms of 32 views, 24 GB of its memory. One ray a pixel: halved for a smaller side, four."""
 RING_BESIDE = replace(RING, rooms=1000)
 """Beside a released network, which needs the memory."""
 RING_OF_CPU = replace(RING, rooms=48)
@@ -149,6 +149,7 @@ def main(
         ring = RING_OF_CPU if where.type == "cpu" else RING_BESIDE if start_from else RING
         if rehearse:
             ring = SMALL_RING
+        ring = replace(ring, views=ring.views + novel)
         own_frames = [open_frames(folder).split() for folder in frames or []]
         counts = FEW_HELD_OUT if rehearse else HELD_OUT
         if rooms or not own_frames:

@@ -317,6 +317,18 @@ def test_bfloat16_rounds_blocks_and_no_heads(tmp_path):
     assert not torch.equal(finest, finest.bfloat16().float())
 
 
+def test_novel_views_teach_gaussians(tmp_path):
+    run = make_run(tmp_path, replace(STEPS, novel=1))
+    plan = run.plan(0)
+    batch = box_room(2, plan.views + 1, 0)
+    before = run.learner.network.head.gaussians.opacity[2].weight.detach().clone()
+    run.update(plan, batch)
+    now = run.update(plan, batch)
+    assert now["pictures"] > 0
+    assert "footprint" not in now
+    assert not torch.equal(before, run.learner.network.head.gaussians.opacity[2].weight)
+
+
 def test_a_cut_step_has_the_same_gradient(tmp_path):
     """Parts of a step add up, but for batch statistics, which each part has of its own."""
     whole = make_run(tmp_path / "1", replace(STEPS, stages=(Stage(1, SIDE, 2, 2, 8),)))
