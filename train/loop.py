@@ -75,7 +75,7 @@ class Recipe:
     bf16: bool = False
     compiled: bool = False
     seed: int = 0
-    save_every: float = 50.0
+    save_every: float = 40.0
     """Seconds between states on the disk."""
     judge_every: float = 240.0
     """Seconds between held-out figures."""
@@ -202,15 +202,16 @@ class Run:
                     metrics.flush()
                     if said := pace.line(self.seconds, feed.waited, peak):
                         self.say(self._progress(line) + said)
-                if self.seconds - saved >= self.recipe.save_every:
-                    self.save()
+                gate_due = gate is not None and self.seconds >= 60 * gate and "gate" not in self.figures
+                judge_due = gate_due or self.seconds - judged >= self.recipe.judge_every
+                if judge_due or self.seconds - saved >= self.recipe.save_every:
+                    self.save()  # before figures, too: they take their time
                     saved = self.seconds
-                if gate is not None and self.seconds >= 60 * gate and "gate" not in self.figures:
-                    self._judge("gate")
-                    self._check_gate()
-                elif self.seconds - judged >= self.recipe.judge_every:
-                    self._judge(f"step {self.step}")
+                if judge_due:
+                    self._judge("gate" if gate_due else f"step {self.step}")
                     judged = self.seconds
+                if gate_due:
+                    self._check_gate()
         reason = self._stop or "the budget is spent"
         self.save(wait=True)
         if not reason.startswith("signal"):
