@@ -168,7 +168,7 @@ def _ray_offsets(supersample: int, device: torch.device) -> Tensor:
 
 def _nearest(scenery: Scenery, pose: Tensor, inverse: Tensor, tiles: tuple[int, int], offsets: Tensor) -> Tensor:
     """(V, tiles, rays) int64: the nearest hit of each ray, see _NOTHING."""
-    _hush_beta()
+    _hush_beta(pose.device.type)
     down, across = tiles
     rays = offsets.shape[1]
     hits = torch.full((len(pose) * down * across, rays), _NOTHING, device=pose.device)
@@ -247,11 +247,12 @@ def _meet_ellipsoid(p: Tensor, q: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hush_beta() -> None:
-    """torch warns once a process that index_reduce may change: have it do so here."""
+def _hush_beta(device: str) -> None:
+    """torch warns once a process and kind of device that index_reduce may change: have it do so here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.zeros(1).index_reduce_(0, torch.zeros(1, dtype=torch.int64), torch.zeros(1), "amin")
+        zero = torch.zeros(1, device=device)
+        zero.index_reduce_(0, zero.long(), zero.clone(), "amin")
 
 
 def _spans(count: int, step: int) -> Iterator[tuple[int, int]]:
