@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run torch test check format viewer bench test-gpu bench-gpu export clean
+.PHONY: run torch test check format viewer bench test-gpu bench-gpu train train-gpu export clean
 .DEFAULT_GOAL := run
 
 # Stamps record which dependencies are in the environment; a changed pyproject.toml renews them.
@@ -74,6 +74,14 @@ test-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## what only a CUDA GPU can prove;
 
 bench-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## figures of a CUDA GPU, within 8 minutes, in docs/bench/gpu.*
 	@$(or $(PY),$(BIN)/python) -m bench.gpu
+
+train: $(VENV)/torch.stamp  ## make train OUT=runs/mine ARGS="--start weights.pth --frames my-rooms"; goes on where it was
+	@$(BIN)/python -m train --out "$(or $(OUT),runs/own)" $(ARGS)
+
+# Gone on with by the same command: `timeout 9m make train-gpu`, repeated, is one run. REHEARSE=1: small, on any machine.
+train-gpu: $(if $(PY),,$(VENV)/torch.stamp)  ## a network of our own in 25 minutes of one H100, in runs/gpu
+	@$(or $(PY),$(BIN)/python) -m train --split-mb 15 \
+	$(if $(REHEARSE),--out "$(or $(OUT),runs/rehearsal)" --rehearse,--out "$(or $(OUT),runs/gpu)" --device cuda --minutes 25)
 
 export: $(VENV)/torch.stamp  ## make export CHECKPOINT=weights.pth OUT=data/models/mine LICENCE="CC BY-NC 4.0"
 	@$(BIN)/python -m export "$(CHECKPOINT)" -o "$(OUT)" $(if $(LICENCE),--licence "$(LICENCE)")
