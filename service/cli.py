@@ -73,7 +73,8 @@ def serve(
 
     def started() -> None:
         address = f"http://{settings.host}:{settings.port}"
-        out.print(f"\n[bold]Scenelift[/bold] is on [bold]{address}[/bold]  (stop with Ctrl-C)\n\nOpen that in a browser, or try:\n")
+        out.print(f"\n[bold]Scenelift[/bold] is on [bold]{address}[/bold]  (stop with Ctrl-C)\n")
+        out.print("Open that in a browser, or try:\n")
         out.print(f"  {example(address, keyed=keyed)}\n", soft_wrap=True)
 
     try:

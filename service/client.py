@@ -429,7 +429,7 @@ class _Service:
         base = str(self.wire.client.base_url).rstrip("/")
         links = link.links.model_copy(update={name: base + url for name, url in link.links.model_dump().items()})
         files = [file.model_copy(update={"url": base + file.url}) for file in link.files]
-        return link.model_copy(update={"links": links, "files": files})
+        return link.model_copy(update={"page": base + link.page, "links": links, "files": files})
 
     async def reconstruct(self, photos: Photos, wishes: Wishes) -> JobDocument:
         fields: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
@@ -673,7 +673,7 @@ def _unreachable(error: httpx.RequestError) -> Unreachable:
 
 def _refusal(response: httpx.Response) -> ServiceError:
     try:
-        problem = ProblemDocument.model_validate_json(response.content)
+        problem = ProblemDocument.model_validate_json(response.content, extra="ignore")
     except ValidationError:  # a proxy's page
         said = f"{response.status_code} {response.reason_phrase}".strip()
         problem = ProblemDocument(
@@ -699,7 +699,7 @@ def _document(kind: type[Document], response: httpx.Response) -> Document:
 
 def _parsed(kind: type[Document], data: bytes) -> Document:
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(data, extra="ignore")
     except ValidationError as error:
         raise UnexpectedAnswer(
             "What answered is not Scenelift, or of a version that this client is not for."

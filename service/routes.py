@@ -427,7 +427,14 @@ async def make_link(
     token, expiry = make_token(job.id, secret, seconds)
     seen = Caller(token=token).sees(job)
     response.headers["Cache-Control"] = "no-store"
-    return LinkDocument(expires_at=datetime.fromtimestamp(expiry, UTC), token=token, links=seen.links, files=seen.files)
+    return LinkDocument(
+        expires_at=datetime.fromtimestamp(expiry, UTC),
+        token=token,
+        # Behind the `#`: it is sent to no server when the page is fetched.
+        page=f"/view/{job.id}#token={token}",
+        links=seen.links,
+        files=seen.files,
+    )
 
 
 @router.delete("/jobs/{id}/links", status_code=204)

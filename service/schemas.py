@@ -92,6 +92,8 @@ class LinkDocument(BaseModel):
     """The job itself may expire before."""
     token: str
     """The `token` parameter of the addresses."""
+    page: str
+    """Address of a web page that shows the scene."""
     links: Links
     """`cancel` needs the key all the same."""
     files: list[FileDocument]

@@ -490,6 +490,8 @@ export interface components {
             expires_at: string;
             /** Token */
             token: string;
+            /** Page */
+            page: string;
             links: components["schemas"]["Links"];
             /** Files */
             files: components["schemas"]["FileDocument"][];

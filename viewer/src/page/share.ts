@@ -70,7 +70,7 @@ export async function share(access: Access, base: string, id: string): Promise<v
     try {
       const seconds = Number(new FormData(form).get("seconds"));
       const link = await access.call((service) => service.share(id, seconds));
-      output.value = new URL(`/view/${id}#token=${link.token}`, base).href;
+      output.value = new URL(link.page, base).href;
       result.hidden = false;
       making.hidden = true;
       const near = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);

@@ -243,7 +243,8 @@ function sharesBelow(ranks: Uint8Array): Float32Array {
 /** The median of spacing by distance, of some of a view's points. */
 function typicalRatio(spacing: Float32Array, depth: Float32Array): number {
   const step = Math.max(1, Math.floor(spacing.length / 5_000));
-  const ratios = new Float32Array(Math.ceil(spacing.length / step)).map((_, i) => spacing[i * step]! / depth[i * step]!);
+  const count = Math.ceil(spacing.length / step);
+  const ratios = new Float32Array(count).map((_, i) => spacing[i * step]! / depth[i * step]!);
   const finite = ratios.filter((ratio) => ratio < Infinity).sort();
   return finite[Math.floor(finite.length / 2)] ?? 0.005;
 }

@@ -33,7 +33,7 @@ const KEYS: Record<string, [keyof Steps, number]> = {
   KeyA: ["aside", -1], KeyD: ["aside", 1], KeyW: ["ahead", 1], KeyS: ["ahead", -1],
   KeyQ: ["rise", -1], KeyE: ["rise", 1], PageDown: ["rise", -1], PageUp: ["rise", 1],
   Equal: ["zoom", 1], NumpadAdd: ["zoom", 1], Minus: ["zoom", -1], NumpadSubtract: ["zoom", -1],
-}; // prettier-ignore
+};
 
 interface Steps {
   turn: number;
@@ -99,7 +99,8 @@ export class Controls {
     private readonly listener: Listener,
   ) {
     const { signal } = this.listening;
-    const on = <K extends keyof HTMLElementEventMap>(type: K, listen: (event: HTMLElementEventMap[K]) => void) =>
+    type Events = HTMLElementEventMap;
+    const on = <K extends keyof Events>(type: K, listen: (event: Events[K]) => void) =>
       canvas.addEventListener(type, listen, { signal, passive: false });
     on("pointerdown", (event) => this.press(event));
     on("pointermove", (event) => this.drag(event));
@@ -171,7 +172,8 @@ export class Controls {
     this.canvas.setPointerCapture(event.pointerId);
     const at = new Vector2(event.offsetX, event.offsetY);
     const pans = event.button !== 0 || event.shiftKey || event.ctrlKey || event.metaKey;
-    this.presses.set(event.pointerId, { at, began: at.clone(), time: event.timeStamp, moved: event.timeStamp, pans, still: true });
+    const { timeStamp: time } = event;
+    this.presses.set(event.pointerId, { at, began: at.clone(), time, moved: time, pans, still: true });
     if (this.presses.size > 1) for (const press of this.presses.values()) press.still = false;
     this.halt();
     this.listener.hovered(null);
@@ -382,7 +384,8 @@ export class Controls {
     const t = MathUtils.smootherstep(flight.seconds / FLIGHT, 0, 1);
     const { from, to, pivot } = flight;
     this.camera.position.lerpVectors(from.position, to.position, t);
-    this.adopt(new Quaternion().slerpQuaternions(from.quaternion, to.quaternion, t), MathUtils.lerp(from.fov, to.fov, t));
+    const quaternion = new Quaternion().slerpQuaternions(from.quaternion, to.quaternion, t);
+    this.adopt(quaternion, MathUtils.lerp(from.fov, to.fov, t));
     this.pivot.lerpVectors(pivot[0], pivot[1], t);
     if (flight.seconds >= FLIGHT) this.flight = null;
     return true;

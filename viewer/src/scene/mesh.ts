@@ -6,7 +6,7 @@ import { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";
 import type { Layer } from "./layer";
 
 export class TexturedMesh implements Layer {
-  readonly total: number;
+  readonly total: number = 0;
 
   private readonly meshes: Mesh[] = [];
 
@@ -24,7 +24,7 @@ export class TexturedMesh implements Layer {
       else part.visible = !("isLine" in part || "isPoints" in part);
     });
     for (const mesh of this.meshes) mesh.material = unlit(mesh.material);
-    this.total = this.meshes.reduce((sum, { geometry }) => sum + (geometry.index ?? geometry.attributes.position!).count / 3, 0);
+    for (const { geometry } of this.meshes) this.total += (geometry.index ?? geometry.attributes.position!).count / 3;
   }
 
   get drawn(): number {

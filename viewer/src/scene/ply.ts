@@ -22,7 +22,7 @@ const TYPES: Record<string, [size: number, read: Reading]> = {
 const NAMES: Record<string, string> = {
   char: "int8", uchar: "uint8", short: "int16", ushort: "uint16",
   int: "int32", uint: "uint32", float: "float32", double: "float64",
-}; // prettier-ignore
+};
 
 const LONGEST_HEADER = 65_536;
 

@@ -59,8 +59,8 @@ export class Splats implements Layer {
       centre.toArray(this.centres, 3 * index);
       opacities[index] = opacity;
     });
-    // Until a point cloud tells how sure each is: the service makes opacities of the points' confidence, or has them from
-    // the network. Among equals the file's order, the largest first, decides.
+    // Until a point cloud tells how sure each is: the service makes opacities of the points' confidence, or has them
+    // from the network. Among equals the file's order, the largest first, decides.
     const values = opacities.map((opacity, index) => opacity + (1e-3 * index) / this.total);
     const edges = quantiles(values);
     this.ranks = new Uint8Array(WIDTH * Math.ceil(this.total / WIDTH));
