@@ -67,6 +67,7 @@ bench: $(VENV)/develop.stamp  ## every measurement, about an hour; figures in do
 	@$(BIN)/python -m bench.alignment
 	@$(BIN)/python -m bench.forward
 	@$(BIN)/python -m bench.film
+	@$(BIN)/python -m bench.page
 
 # PY=python3: with what that has installed, PyTorch for CUDA and pytest at least, and no environment of its own.
 test-gpu: $(if $(PY),,$(VENV)/develop.stamp)  ## what only a CUDA GPU can prove; fails where there is none
