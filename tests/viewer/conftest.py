@@ -89,8 +89,9 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     stop(process)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One for the tests of a file: while it is there an event loop runs, and the service's tests want their own."""
     with sync_playwright() as playwright:
         names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
         found = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
