@@ -500,7 +500,10 @@ async def test_the_examples_run(api, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "100% " in printed
     (link,) = re.findall(r"for an hour: (\S+)", printed)
-    assert (await api.get(link)).json()["status"] == "succeeded"
+    page, token = link.split("#token=")
+    assert (await api.get(page)).headers["content-type"].startswith("text/html")
+    job = page.rpartition("/")[2]
+    assert (await api.get(f"/jobs/{job}", params={"token": token})).json()["status"] == "succeeded"
     await asyncio.to_thread(exec, second, {})
     assert Path("scene/scene.ply").read_bytes().startswith(b"ply")
 
