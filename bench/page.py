@@ -31,8 +31,21 @@ ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "service" / "static"
 OUT = ROOT / "docs" / "bench" / "page"
 RUNS = 5
-FLAGS = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic")
-FLAGS += ("--ignore-gpu-blocklist", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+FLAGS = (
+    "--no-sandbox",
+    # No GPU is needed: WebGL by SwiftShader.
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    # Nothing is asked of anybody but the service.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+)
+"""Of a headless Chromium."""
 
 TIMES = """() => {
     const [page] = performance.getEntriesByType("navigation");

@@ -24,25 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from bench.page import FLAGS
+
 ROOT = Path(__file__).parents[2]
 FAKE = ROOT / "tests" / "service" / "fake_serve.py"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 SMALL = {"width": 640, "height": 560}
 """Where there is much to draw, by a processor."""
-FLAGS = (
-    "--no-sandbox",
-    # No GPU is needed: WebGL by SwiftShader.
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    # Nothing is asked of anybody but the service.
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-    "--no-first-run",
-)
 
 
 def start(folder: Path, *command: str, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
