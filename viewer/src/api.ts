@@ -6,6 +6,7 @@
  */
 
 import type { components } from "./schema";
+import { sleep } from "./time";
 
 export type JobDocument = components["schemas"]["JobDocument"];
 export type FileDocument = components["schemas"]["FileDocument"];
@@ -280,18 +281,4 @@ export async function download(
     onProgress(bytes);
   }
   return new Blob(chunks).arrayBuffer();
-}
-
-function sleep(seconds: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const wake = () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    };
-    const timer = setTimeout(() => {
-      signal.removeEventListener("abort", wake);
-      resolve();
-    }, 1000 * seconds);
-    signal.addEventListener("abort", wake, { once: true });
-  });
 }

@@ -1,7 +1,7 @@
 /** Waiting, until it is over or not wanted any more. */
 
 /** Raises the signal's reason where that is sooner. */
-export function pause(seconds: number, signal: AbortSignal): Promise<void> {
+export function sleep(seconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
     const stop = () => {

@@ -1,7 +1,7 @@
 /** Large files in parts, so that a broken connection costs one part: tus 1.0.0 (https://tus.io), as docs/uploads.md. */
 
 import { Problem, type Service } from "../api";
-import { pause } from "./time";
+import { sleep } from "../time";
 
 const PART = 8 << 20;
 const MOST_FAILURES = 8;
@@ -41,7 +41,7 @@ export async function upload(
       if (!(error instanceof Problem) || ++failures > MOST_FAILURES) throw error;
       if (error.status === 404) forget(file);
       else if (!mayPass(error)) throw error;
-      await pause(error.retryAfter || Math.min(2 ** failures, 30), signal);
+      await sleep(error.retryAfter || Math.min(2 ** failures, 30), signal);
     }
   }
 }

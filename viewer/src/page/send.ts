@@ -1,9 +1,9 @@
 /** From the tray to a job: all at once, or, where it is much, in parts that survive a broken connection. */
 
 import { type JobDocument, Problem, type Service } from "../api";
+import { sleep } from "../time";
 import type { Access } from "./key";
 import { fileOf, forget, upload } from "./resumable";
-import { pause } from "./time";
 import type { Item } from "./tray";
 
 /** From so many bytes on a connection that breaks is worth a second way. */
@@ -92,7 +92,7 @@ async function countdown(
   const sooner = new AbortController();
   for (let left = Math.ceil(seconds); left > 0 && !sooner.signal.aborted; left--) {
     report({ phase: "wait", seconds: left, problem, now: () => sooner.abort() });
-    await pause(1, AbortSignal.any([signal, sooner.signal])).catch(() => signal.throwIfAborted());
+    await sleep(1, AbortSignal.any([signal, sooner.signal])).catch(() => signal.throwIfAborted());
   }
 }
 
